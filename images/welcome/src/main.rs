@@ -1,0 +1,2 @@
+//! images/welcome
+fn main() {}

@@ -1,0 +1,182 @@
+//! Messages on the control connection between the supervisor and the agent, each one [`crate::frame`].
+//!
+//! The agent connects to [`crate::stream::CONTROL_PORT`] of the host as soon as it is up and says
+//! [`FromAgent::Hello`]. What an agent says is untrusted: the supervisor bounds it by [`FROM_AGENT_BYTES`] and takes
+//! nothing in it for a path.
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::SandboxSpec;
+
+/// Version of these messages. The supervisor refuses an agent that says another.
+pub const VERSION: u32 = 1;
+
+/// Most bytes of a frame to the agent (the environment and the engine's files are in it).
+pub const TO_AGENT_BYTES: usize = 2 << 20;
+
+/// Most bytes of a frame from the agent.
+pub const FROM_AGENT_BYTES: usize = 64 << 10;
+
+/// Most layers of an image.
+pub const LAYERS_MAX: usize = 256;
+
+/// From the supervisor to the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToAgent {
+    /// Build the sandbox and start its first process, which becomes process 0. Answered by
+    /// [`FromAgent::Started`] or [`FromAgent::StartFailed`], once.
+    Start(Box<SandboxSpec>),
+    /// Send a signal to a process of the sandbox. Unanswered; a process that is gone is no error.
+    Signal {
+        /// The process; 0 is the first.
+        process: u32,
+        /// Signal number, 1 to 64.
+        signal: u8,
+    },
+    /// Unpack layers into an EROFS image. Answered by any number of [`FromAgent::Unpacking`], then
+    /// [`FromAgent::Unpacked`] or [`FromAgent::UnpackFailed`].
+    Unpack(UnpackSpec),
+    /// Write everything to the disks, then reset the machine. The VMM's end is the answer.
+    Shutdown,
+}
+
+/// From the agent to the supervisor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromAgent {
+    /// The agent is ready. Always the first message.
+    Hello {
+        /// [`VERSION`] of the agent.
+        version: u32,
+        /// `uname -r` of the guest.
+        kernel: String,
+        /// Microseconds from the kernel's start of its clock to the agent's first instruction.
+        init_us: u64,
+        /// Microseconds from the kernel's start of its clock to this message.
+        ready_us: u64,
+    },
+    /// The exec of a process succeeded.
+    Started {
+        /// The process; 0 is the first.
+        process: u32,
+        /// Its pid in the sandbox's pid namespace.
+        pid: u32,
+        /// Microseconds from the receipt of the request to the exec.
+        took_us: u64,
+    },
+    /// A process could not be started; nothing of it is left.
+    StartFailed {
+        /// The process; 0 is the first.
+        process: u32,
+        /// What kind of failure; it decides the exit code.
+        kind: StartFailure,
+        /// One line for the user, such as `exec /bin/x: no such file or directory`.
+        message: String,
+    },
+    /// A process ended, and every byte that it wrote to its streams has been handed to vsock.
+    Exited {
+        /// The process; 0 is the first.
+        process: u32,
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// Progress of an unpack.
+    Unpacking {
+        /// Compressed bytes read so far, of all layers.
+        bytes: u64,
+    },
+    /// The EROFS image is whole and on its disk.
+    Unpacked {
+        /// Bytes of the image, from the start of the disk.
+        bytes: u64,
+        /// Inodes in it.
+        inodes: u64,
+    },
+    /// The layers could not be unpacked.
+    UnpackFailed {
+        /// What kind of failure.
+        kind: UnpackFailure,
+        /// One line for the user.
+        message: String,
+    },
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    /// It called exit with this code.
+    Code(u8),
+    /// This signal killed it.
+    Signal(u8),
+}
+
+impl ExitStatus {
+    /// The exit code that a shell and Docker show: the code, or 128 + the signal.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Code(code) => i32::from(code),
+            Self::Signal(signal) => 128 + i32::from(signal),
+        }
+    }
+}
+
+/// Why a process could not be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StartFailure {
+    /// The program does not exist: exit code 127.
+    NotFound,
+    /// The program exists and cannot be executed: exit code 126.
+    NotExecutable,
+    /// The user or group of the spec is not in the image: exit code 125 … as Docker's daemon errors.
+    UnknownUser,
+    /// Anything else: exit code 125.
+    Other,
+}
+
+/// Why layers could not be unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UnpackFailure {
+    /// The layers are damaged, malformed or lie about themselves.
+    BadLayer,
+    /// The image does not fit on its disk.
+    NoSpace,
+    /// A limit of the spec was passed.
+    TooLarge,
+    /// A disk failed or the agent ran out of memory.
+    Other,
+}
+
+/// What to unpack. The blobs are on the first disk ([`crate::vmm::BootConfig::disks`]), one after the other, each
+/// starting at a multiple of 4,096 bytes; the EROFS image goes to the second.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpackSpec {
+    /// The layers, lowest first; at most [`LAYERS_MAX`].
+    pub layers: Vec<LayerSpec>,
+    /// Most bytes that the EROFS image may have.
+    pub max_bytes: u64,
+    /// Most inodes that it may have.
+    pub max_inodes: u64,
+}
+
+/// One layer of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerSpec {
+    /// First byte on the disk of blobs.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// How the tar stream is compressed.
+    pub compression: Compression,
+    /// SHA-256 of the uncompressed tar stream, from the image's configuration.
+    pub diff_id: [u8; 32],
+}
+
+/// Compression of a layer, as its media type says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Compression {
+    /// A plain tar stream.
+    None,
+    /// gzip (RFC 1952), several members allowed.
+    Gzip,
+    /// zstd (RFC 8878), several frames allowed.
+    Zstd,
+}

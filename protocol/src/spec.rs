@@ -1,0 +1,223 @@
+//! What to run and how to wall it off: the part of the OCI runtime specification's `config.json` that brig needs,
+//! as data that the agent and the launcher take.
+
+use serde::{Deserialize, Serialize};
+
+/// One process to start in a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessSpec {
+    /// The program and its arguments. The program is looked up in the `PATH` of `env` inside of the root
+    /// filesystem when it has no slash. Never empty.
+    pub args: Vec<String>,
+    /// `NAME=value` entries. `HOME` is added from the image's passwd when it is missing, `PATH` and `HOSTNAME`
+    /// are the engine's to add.
+    pub env: Vec<String>,
+    /// Absolute working directory inside of the root filesystem; made when it is missing.
+    pub cwd: String,
+    /// As in an image's `User`: ``, `name`, `uid`, `name:group`, `uid:gid` …, looked up in the image's own
+    /// `/etc/passwd` and `/etc/group`.
+    pub user: String,
+    /// Bounding and permitted set; a user other than root has none of them after the exec.
+    pub capabilities: CapabilitySet,
+    /// Sets `PR_SET_NO_NEW_PRIVS`.
+    pub no_new_privileges: bool,
+    /// Resource limits.
+    pub rlimits: Vec<Rlimit>,
+    /// Whether a [`crate::stream::StreamHeader::Stdin`] connection will come; without it standard input is
+    /// `/dev/null`.
+    pub stdin: bool,
+}
+
+/// The sandbox around its first process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// The sandbox's id, 64 hex digits.
+    pub id: String,
+    /// Hostname in the new UTS namespace.
+    pub hostname: String,
+    /// Where the root filesystem comes from.
+    pub root: RootSpec,
+    /// What is mounted over the root filesystem, in this order.
+    pub mounts: Vec<MountSpec>,
+    /// Files of the engine's that are bound over the image's: `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`.
+    pub files: Vec<FileSpec>,
+    /// Paths that are hidden: a directory behind an empty read-only tmpfs, a file behind `/dev/null`.
+    pub masked_paths: Vec<String>,
+    /// Paths that are made read-only.
+    pub readonly_paths: Vec<String>,
+    /// Limits of the sandbox's cgroup.
+    pub cgroup: CgroupSpec,
+    /// The sandbox's first process.
+    pub process: ProcessSpec,
+}
+
+/// Where a root filesystem comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RootSpec {
+    /// In a guest: an EROFS image on one virtio block device, with an overlay whose upper layer is the ext4
+    /// filesystem on another. Numbers are positions in [`crate::vmm::BootConfig::disks`].
+    Disks {
+        /// The read-only EROFS image.
+        image: u8,
+        /// The writable ext4 filesystem.
+        writable: u8,
+    },
+    /// A directory that the caller has made ready.
+    Directory {
+        /// Its path.
+        path: String,
+    },
+}
+
+/// A filesystem to mount inside of the sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountSpec {
+    /// Absolute path inside of the root filesystem; made when it is missing.
+    pub target: String,
+    /// Filesystem type: `proc`, `sysfs`, `tmpfs`, `devpts`, `mqueue`, `cgroup2`.
+    pub kind: String,
+    /// What stands in the first column of `/proc/mounts`.
+    pub source: String,
+    /// `mount(8)` options: `nosuid`, `noexec`, `nodev`, `ro`, `relatime`, and those of the filesystem (`size=64m`).
+    pub options: Vec<String>,
+}
+
+/// A small file with content that the engine chose.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSpec {
+    /// Absolute path inside of the root filesystem.
+    pub path: String,
+    /// Its bytes.
+    pub content: Vec<u8>,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// Limits of a cgroup; zero means none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupSpec {
+    /// `cpu.max`: microseconds of CPU time in each period of 100,000 µs.
+    pub cpu_quota_us: u64,
+    /// `pids.max`.
+    pub pids_max: u64,
+    /// `memory.max` in bytes.
+    pub memory_max: u64,
+}
+
+/// A resource limit, see getrlimit(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// The number of the resource (`RLIMIT_NOFILE` is 7).
+    pub resource: u8,
+    /// Soft limit.
+    pub soft: u64,
+    /// Hard limit.
+    pub hard: u64,
+}
+
+/// A set of capabilities, bit N standing for capability number N (capability.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CapabilitySet(pub u64);
+
+impl CapabilitySet {
+    /// Docker's default: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETPCAP, NET_BIND_SERVICE,
+    /// NET_RAW, SYS_CHROOT, MKNOD, AUDIT_WRITE, SETFCAP
+    /// (moby, `daemon/pkg/oci/caps/defaults.go`).
+    pub const DOCKER_DEFAULT: Self = Self(
+        1 | 1 << 1
+            | 1 << 3
+            | 1 << 4
+            | 1 << 5
+            | 1 << 6
+            | 1 << 7
+            | 1 << 8
+            | 1 << 10
+            | 1 << 13
+            | 1 << 18
+            | 1 << 27
+            | 1 << 29
+            | 1 << 31,
+    );
+}
+
+impl SandboxSpec {
+    /// The filesystems that Docker mounts in every container, in its order.
+    pub fn default_mounts(shm_bytes: u64) -> Vec<MountSpec> {
+        let mount = |target: &str, kind: &str, source: &str, options: &[&str]| MountSpec {
+            target: target.into(),
+            kind: kind.into(),
+            source: source.into(),
+            options: options.iter().map(|&o| o.into()).collect(),
+        };
+        let shm_size = format!("size={shm_bytes}");
+        vec![
+            mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+            mount(
+                "/dev",
+                "tmpfs",
+                "tmpfs",
+                &["nosuid", "strictatime", "mode=755", "size=65536k"],
+            ),
+            mount(
+                "/dev/pts",
+                "devpts",
+                "devpts",
+                &[
+                    "nosuid",
+                    "noexec",
+                    "newinstance",
+                    "ptmxmode=0666",
+                    "mode=0620",
+                    "gid=5",
+                ],
+            ),
+            mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+            mount(
+                "/sys/fs/cgroup",
+                "cgroup2",
+                "cgroup",
+                &["ro", "nosuid", "noexec", "nodev"],
+            ),
+            mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+            mount(
+                "/dev/shm",
+                "tmpfs",
+                "shm",
+                &["nosuid", "noexec", "nodev", "mode=1777", &shm_size],
+            ),
+        ]
+    }
+
+    /// The paths that Docker hides by default (moby, `daemon/pkg/oci/defaults.go`).
+    pub fn default_masked_paths() -> Vec<String> {
+        [
+            "/proc/acpi",
+            "/proc/asound",
+            "/proc/interrupts",
+            "/proc/kcore",
+            "/proc/keys",
+            "/proc/latency_stats",
+            "/proc/sched_debug",
+            "/proc/scsi",
+            "/proc/timer_list",
+            "/proc/timer_stats",
+            "/sys/devices/virtual/powercap",
+            "/sys/firmware",
+        ]
+        .map(String::from)
+        .to_vec()
+    }
+
+    /// The paths that Docker makes read-only by default.
+    pub fn default_readonly_paths() -> Vec<String> {
+        [
+            "/proc/bus",
+            "/proc/fs",
+            "/proc/irq",
+            "/proc/sys",
+            "/proc/sysrq-trigger",
+        ]
+        .map(String::from)
+        .to_vec()
+    }
+}
