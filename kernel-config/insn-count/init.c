@@ -130,7 +130,7 @@ __attribute__((used)) void init_main(long *stack)
 
 	if (argc > 1) {
 		// The second run is the one that counts: the first meets cold caches.
-		const char *what = argv[1];
+		const char *what = argv[argc - 1];
 
 		if (!equal(what, "mount"))
 			work(what);

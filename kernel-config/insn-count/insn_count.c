@@ -2,10 +2,8 @@
 // A plugin for QEMU's TCG (plugin API 1): counts executed guest instructions per translation block, so
 // that a kernel's start can be measured to the instruction. Each iteration of a `rep` counts as one.
 //
-// Counting is bracketed by the guest: an init that executes `cpuid` with EAX=0x62726967 ("brig") would
-// need register access, which API 1 lacks. So brackets are marked by user code at fixed addresses: the
-// block at MARK_START zeroes the counters and the one at MARK_STOP freezes them (start=, stop=
-// arguments, addresses of functions of the static init).
+// What is counted lies between two functions of the static init: the block at start= zeroes the counters,
+// the one at stop= writes them out. (Without start=, all from the machine's first instruction.)
 //
 // Output: one line "address count" for each block in the kernel's text, then totals.
 
