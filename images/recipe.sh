@@ -9,40 +9,15 @@ umask 022
 say() { echo "images: $*" >&2; }
 fail() { say "$@"; exit 1; }
 
-# The file of a Debian package in the cache, downloaded when it is not there. apt checks its signed digest; the name
-# has the version in it.
-package_file() {
-	local package=$1 file
-	mkdir -p "$cache/packages"
-	file=$(cd "$cache/packages" && apt-get download --print-uris "$package" 2>/dev/null | awk 'NR == 1 { print $2 }')
-	if [ -z "$file" ]; then
-		# No package lists: what was downloaded before will do.
-		file=$(cd "$cache/packages" && find . -maxdepth 1 -name "${package}_*.deb" -printf '%f\n' | sort -V | tail -n 1)
-		[ -n "$file" ] || fail "package $package is not known: run apt-get update"
-	fi
-	if [ ! -e "$cache/packages/$file" ]; then
-		say "downloading $package"
-		local download
-		download=$(mktemp -d "$cache/packages/.download.XXXXXX")
-		# Not as root's helper user, who may not write here.
-		(cd "$download" && apt-get -q -o APT::Sandbox::User= download "$package" >/dev/null) ||
-			{ rm -rf "$download"; fail "package $package cannot be downloaded"; }
-		mv "$download"/*.deb "$cache/packages/"
-		rm -rf "$download"
-	fi
-	echo "$cache/packages/$file"
-}
-
-# Unpacks Debian packages into a directory, merging /bin, /lib, /lib64 and /sbin into /usr as Debian does.
+# Unpacks the files of Debian packages into a directory, merging /bin, /lib, /lib64 and /sbin into /usr as Debian does.
 unpack_packages() {
-	local root=$1 package directory file
+	local root=$1 directory file
 	shift
 	for directory in bin lib lib64 sbin; do
 		mkdir -p "$root/usr/$directory"
 		ln -sfn "usr/$directory" "$root/$directory"
 	done
-	for package in "$@"; do
-		file=$(package_file "$package")
+	for file in "$@"; do
 		dpkg-deb --fsys-tarfile "$file" | tar -x -C "$root" --keep-directory-symlink --no-same-owner
 	done
 }
@@ -56,6 +31,13 @@ add_base_files() {
 	cp "$root/usr/share/base-passwd/passwd.master" "$root/etc/passwd"
 	cp "$root/usr/share/base-passwd/group.master" "$root/etc/group"
 	echo 'hosts: files dns' >"$root/etc/nsswitch.conf"
+}
+
+# Puts the files of Debian packages into the array $files.
+find_packages() {
+	local package
+	files=()
+	for package in "$@"; do files+=("$("$images/debian-package" "$package")"); done
 }
 
 # build_image NAME CONFIG OUT INPUT…: makes OUT from what make_root leaves, or takes it from the cache when the recipes,
