@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+# What a person runs; each target is a few lines that call scripts with one job.
+
+PREFIX ?= /usr/local
+BRIG_LIB := build/lib/brig
+
+.PHONY: help build demo test test-unit test-e2e test-rig fmt lint install uninstall clean
+
+help:
+	@echo 'make demo       install what is missing, build, run an image in a microVM and show what happened'
+	@echo 'make test       unit tests, then the end-to-end tests on the /dev/kvm of this machine'
+	@echo 'make test-rig   the end-to-end tests on a standard KVM, emulated by QEMU'
+	@echo 'make build      build/bin/brig and what belongs to it'
+	@echo 'make install    into PREFIX=$(PREFIX)'
+	@echo 'make fmt lint   format the code; check it with clippy'
+
+build:
+	tests/install-packages build
+	cargo build --locked --release -p brig -p brig-vmm
+	install -D -t build/bin target/release/brig
+	install -D -t $(BRIG_LIB) target/release/brig-vmm
+	guest-agent/build $(BRIG_LIB)/initrd.cpio
+	images/welcome/build $(BRIG_LIB)/welcome.tar
+	kernel=$$(kernel-config/build) && install -D -m 644 "$$kernel" $(BRIG_LIB)/vmlinux
+
+demo: build
+	tests/demo
+
+test: build test-unit test-e2e
+
+test-unit:
+	tests/install-packages test
+	cargo test --locked --workspace --exclude brig-tests
+
+test-e2e:
+	cargo test --locked -p brig-tests
+
+test-rig: build
+	tests/install-packages test
+	tests/rig/test
+
+fmt:
+	cargo fmt --all
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+install: build
+	install -D -t $(DESTDIR)$(PREFIX)/bin build/bin/brig
+	install -D -t $(DESTDIR)$(PREFIX)/lib/brig $(BRIG_LIB)/brig-vmm
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/brig $(BRIG_LIB)/vmlinux $(BRIG_LIB)/initrd.cpio $(BRIG_LIB)/welcome.tar
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/brig
+	rm -rf $(DESTDIR)$(PREFIX)/lib/brig
+
+clean:
+	rm -rf build
+	cargo clean
