@@ -1,0 +1,221 @@
+//! Images on disk. Everything is in files, so that any number of processes can use one store at the same time.
+//!
+//! ```text
+//! <root>/blobs/sha256/<hex>    layers, configurations and manifests, as their digests say
+//! <root>/images/<hex>.json     a record for each image, by the digest of its configuration
+//! <root>/names.json            which image each name means
+//! <root>/erofs/<key>.erofs     unpacked images, by what is in them
+//! <root>/erofs/<key>.lock      held while one is made
+//! <root>/tmp/                  what is not whole yet
+//! <root>/lock                  held while records and names change
+//! ```
+//! A file appears under its final name by a rename, after it is whole and on the disk. Readers take no locks.
+
+mod error;
+mod files;
+mod load;
+mod rootfs;
+
+use std::{
+    cmp::Reverse,
+    collections::BTreeMap,
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use self::files::Workspace;
+pub use self::{
+    error::StoreError,
+    load::{LoadProgress, Loaded},
+    rootfs::{UNPACKED_BYTES_MAX, UNPACKED_INODES_MAX, Unpack, UnpackJob},
+};
+use crate::{
+    digest::{DIGEST_BYTES, Digest},
+    image::{Image, ImageId},
+    reference::{ImageName, Reference},
+};
+
+/// Which image each name means.
+type Names = BTreeMap<ImageName, ImageId>;
+
+/// A directory of images. Cheap to clone: it holds nothing but paths.
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+}
+
+impl Store {
+    /// The store in the directory `root`, which is made when it is missing. What processes that died left
+    /// unfinished is removed.
+    ///
+    /// # Errors
+    /// When a directory cannot be made or read.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let store = Self {
+            root: root.to_path_buf(),
+        };
+        for directory in [store.blobs(), store.images(), store.erofs(), store.tmp()] {
+            fs::create_dir_all(&directory).map_err(StoreError::io("make", &directory))?;
+        }
+        if !files::entries(&store.tmp())?.is_empty()
+            && let Some(_lock) = files::try_lock(&store.lock_path())?
+        {
+            files::sweep(&store.tmp())?;
+        }
+        Ok(store)
+    }
+
+    /// The image that `text` means: a name (`nginx`, `nginx:1.25`, `docker.io/library/nginx`,
+    /// `nginx@sha256:…`), an id, or the start of an id that no other image's has. A name wins over an id.
+    ///
+    /// # Errors
+    /// [`StoreError::Reference`] when it can be neither, [`StoreError::AmbiguousPrefix`], or a damaged record.
+    pub fn resolve(&self, text: &str) -> Result<Option<Image>, StoreError> {
+        let reference = text.parse::<Reference>();
+        if let Ok(reference) = &reference {
+            if let Some(digest) = reference.digest {
+                return self.by_digest(digest);
+            }
+            if let Some(id) = self.names()?.get(&reference.name())
+                && let Some(image) = self.image(id)?
+            {
+                return Ok(Some(image));
+            }
+        }
+        let prefix = text.strip_prefix("sha256:").unwrap_or(text);
+        if is_id_prefix(prefix) {
+            return self.by_prefix(prefix);
+        }
+        reference?;
+        Ok(None)
+    }
+
+    /// All images, the newest first.
+    ///
+    /// # Errors
+    /// A damaged record.
+    pub fn list(&self) -> Result<Vec<Image>, StoreError> {
+        let names = self.names()?;
+        let mut images = Vec::new();
+        for id in self.ids()? {
+            images.extend(self.record(&id, &names)?);
+        }
+        images.sort_by_cached_key(|image| (Reverse(image.created.clone()), image.names.clone(), image.id));
+        Ok(images)
+    }
+
+    /// The image with this id.
+    ///
+    /// # Errors
+    /// A damaged record.
+    pub fn image(&self, id: &ImageId) -> Result<Option<Image>, StoreError> {
+        self.record(id, &self.names()?)
+    }
+
+    fn record(&self, id: &ImageId, names: &Names) -> Result<Option<Image>, StoreError> {
+        let path = self.record_path(id);
+        let Some(json) = files::read_if_present(&path)? else {
+            return Ok(None);
+        };
+        let mut image: Image =
+            serde_json::from_slice(&json).map_err(|source| StoreError::Record { path, source })?;
+        image.names = names
+            .iter()
+            .filter(|(_, named)| *named == id)
+            .map(|(name, _)| name.clone())
+            .collect();
+        Ok(Some(image))
+    }
+
+    fn by_digest(&self, digest: Digest) -> Result<Option<Image>, StoreError> {
+        let mut images = self.list()?.into_iter();
+        Ok(images.find(|image| image.manifest == Some(digest) || image.id.0 == digest))
+    }
+
+    fn by_prefix(&self, prefix: &str) -> Result<Option<Image>, StoreError> {
+        let mut fitting = self.ids()?.into_iter().filter(|id| id.hex().starts_with(prefix));
+        match (fitting.next(), fitting.next()) {
+            (Some(_), Some(_)) => Err(StoreError::AmbiguousPrefix(prefix.to_string())),
+            (Some(id), None) => self.image(&id),
+            (None, _) if prefix.len() == 2 * DIGEST_BYTES => match Digest::from_hex(prefix) {
+                Some(digest) => self.by_digest(digest),
+                None => Ok(None),
+            },
+            (None, _) => Ok(None),
+        }
+    }
+
+    /// The ids of all records.
+    fn ids(&self) -> Result<Vec<ImageId>, StoreError> {
+        let id = |path: PathBuf| {
+            let name = path.file_name()?.to_str()?;
+            Digest::from_hex(name.strip_suffix(".json")?).map(ImageId)
+        };
+        Ok(files::entries(&self.images())?
+            .into_iter()
+            .filter_map(id)
+            .collect())
+    }
+
+    fn names(&self) -> Result<Names, StoreError> {
+        let path = self.names_path();
+        match files::read_if_present(&path)? {
+            Some(json) => serde_json::from_slice(&json).map_err(|source| StoreError::Record { path, source }),
+            None => Ok(Names::new()),
+        }
+    }
+
+    /// Opens a blob and makes sure that it has the length that its record says.
+    fn open_blob(&self, digest: &Digest, size: u64) -> Result<File, StoreError> {
+        let path = self.blob_path(digest);
+        let file = files::open_if_present(&path)?.ok_or(StoreError::MissingBlob(*digest))?;
+        let found = file.metadata().map_err(StoreError::io("read", &path))?.len();
+        if found != size {
+            return Err(StoreError::MissingBlob(*digest));
+        }
+        Ok(file)
+    }
+
+    fn workspace(&self) -> Result<Workspace, StoreError> {
+        let _lock = files::lock(&self.lock_path())?;
+        Workspace::new(&self.tmp())
+    }
+
+    fn blobs(&self) -> PathBuf {
+        self.root.join("blobs/sha256")
+    }
+
+    fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    fn erofs(&self) -> PathBuf {
+        self.root.join("erofs")
+    }
+
+    fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    fn names_path(&self) -> PathBuf {
+        self.root.join("names.json")
+    }
+
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.blobs().join(digest.hex())
+    }
+
+    fn record_path(&self, id: &ImageId) -> PathBuf {
+        self.images().join(format!("{}.json", id.hex()))
+    }
+}
+
+/// Whether an id can start so.
+fn is_id_prefix(text: &str) -> bool {
+    (1..=2 * DIGEST_BYTES).contains(&text.len())
+        && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
