@@ -1,1 +1,83 @@
-//! launcher
+//! Starts a process in namespaces of its own from a [`brig_protocol::spec::SandboxSpec`]. The same code runs in the
+//! guest, called by the agent, and on the host for `--isolation container`.
+//!
+//! [`start`] reads in the order in which the kernel does it; each step has a file:
+//!
+//! | step | file |
+//! |---|---|
+//! | the caller makes the network namespace, the cgroup and the root filesystem's parts | [`network`], [`cgroup`] |
+//! | the process is made in its mount, pid, uts and ipc namespaces | [`namespaces`] |
+//! | it joins its cgroup and takes that for the root of its cgroup namespace | [`cgroup`] |
+//! | it enters the root filesystem and lets go of the old one | [`rootfs`] |
+//! | mounts, device nodes, kernel settings, the engine's files, hidden and read-only paths | [`mounts`], [`devices`], [`sysctls`], [`files`], [`masked`] |
+//! | user and groups are looked up in the image's own files | [`user`] |
+//! | working directory, standard streams, limits, signals, capabilities, identity | [`child`], [`rlimits`], [`signals`], [`capabilities`] |
+//! | the program is found and executed | [`exec`] |
+//!
+//! **Paths of an image are hostile.** Everything that comes from the image is touched only after pivot_root(2): from
+//! then on the root of path resolution is the image itself and no mount of the old tree is left in the mount
+//! namespace, so that no symbolic link and no `..` can name anything outside. No process of the image runs before
+//! the exec, so nothing changes underneath. What remains is that a link could move one of our mounts to another
+//! place *inside*; `proc` and `sysfs`, on whose place the hidden paths depend, refuse links in their paths.
+
+pub mod capabilities;
+pub mod cgroup;
+mod child;
+pub mod devices;
+pub mod error;
+pub mod exec;
+pub mod files;
+pub mod masked;
+pub mod mounts;
+pub mod namespaces;
+pub mod network;
+pub mod rlimits;
+pub mod rootfs;
+pub mod signals;
+pub mod sysctls;
+pub mod user;
+
+use std::{os::fd::OwnedFd, path::Path};
+
+use brig_protocol::spec::SandboxSpec;
+use rustix::process::Pid;
+
+pub use crate::{error::LaunchError, rootfs::Root};
+
+/// What [`start`] needs besides the spec: what the caller has made ready.
+#[derive(Debug)]
+pub struct Launch<'a> {
+    /// What to run. Its `root` is not read: [`Launch::root`] is what the caller made of it.
+    pub spec: &'a SandboxSpec,
+    /// The root filesystem.
+    pub root: &'a Root,
+    /// An existing directory of the caller's where the engine's files are written, to be bound over the image's. They
+    /// stay there as long as the sandbox runs, and are overwritten by the next start.
+    pub files: &'a Path,
+    /// The cgroup that the process joins, when it has one of its own.
+    pub cgroup: Option<&'a cgroup::Cgroup>,
+    /// Standard input, output and error.
+    pub stdio: [OwnedFd; 3],
+}
+
+/// Starts the first process of a sandbox and returns its pid as the caller sees it, once the exec has succeeded; inside
+/// it is pid 1. It inherits the network namespace of the calling thread, see [`network::enter_new`].
+///
+/// The calling thread is suspended meanwhile. The process is the caller's child: its exit is the caller's to collect.
+/// A process that could not be started has been collected already, and its mounts and namespaces are gone.
+///
+/// # Errors
+/// [`LaunchError`]; its [`kind`](LaunchError::kind) decides the exit code.
+pub fn start(launch: Launch<'_>) -> Result<Pid, LaunchError> {
+    let stdio = launch.stdio;
+    let (spec, root, files, cgroup) = (launch.spec, launch.root, launch.files, launch.cgroup);
+    namespaces::run_in_new(move || {
+        child::become_process(&child::Plan {
+            spec,
+            root,
+            files,
+            cgroup,
+            stdio,
+        })
+    })
+}

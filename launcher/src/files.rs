@@ -1,0 +1,111 @@
+//! The engine's files (`/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`): written outside of the root filesystem and
+//! bound over the image's, as Docker does. A process can write to them and cannot replace them; the image's own files
+//! and the writable layer stay as they are.
+
+use std::{
+    fs, io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{OpenOptionsExt, PermissionsExt},
+    },
+    path::Path,
+};
+
+use brig_protocol::spec::FileSpec;
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+    io::Errno,
+    mount::{OpenTreeFlags, open_tree},
+};
+
+use crate::{
+    error::{Context, LaunchError},
+    mounts,
+};
+
+/// A file that is written, and bound nowhere yet.
+pub(crate) struct Prepared<'a> {
+    path: &'a str,
+    tree: OwnedFd,
+}
+
+/// Writes `files` into `directory`. Called before the root filesystem is entered, when `directory` still has a name.
+pub(crate) fn prepare<'a>(files: &'a [FileSpec], directory: &Path) -> Result<Vec<Prepared<'a>>, LaunchError> {
+    files
+        .iter()
+        .enumerate()
+        .map(|(index, file)| {
+            let source = directory.join(index.to_string());
+            write(&source, file).step_on("write", &file.path)?;
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            let tree = open_tree(CWD, &source, flags).step_on("bind", &file.path)?;
+            Ok(Prepared {
+                path: &file.path,
+                tree,
+            })
+        })
+        .collect()
+}
+
+/// Binds the prepared files. Called inside of the root filesystem.
+pub(crate) fn bind(files: Vec<Prepared<'_>>) -> Result<(), LaunchError> {
+    for file in files {
+        let target = target_file(file.path).step_on("bind a file over", file.path)?;
+        mounts::attach(&file.tree, &target).step_on("bind a file over", file.path)?;
+    }
+    Ok(())
+}
+
+/// Writes one file anew.
+fn write(source: &Path, file: &FileSpec) -> io::Result<()> {
+    let mode = file.mode & 0o777;
+    let mut opened = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(source)?;
+    // The umask has taken some bits away, or the file is of an earlier start.
+    if opened.metadata()?.permissions().mode() & 0o777 != mode {
+        opened.set_permissions(fs::Permissions::from_mode(mode))?;
+    }
+    io::Write::write_all(&mut opened, &file.content)
+}
+
+/// The image's file at `path`, links followed; an empty one is made when there is none.
+fn target_file(path: &str) -> io::Result<OwnedFd> {
+    if !path.starts_with('/') {
+        return Err(io::Error::other("the path is not absolute"));
+    }
+    let open = || {
+        openat2(
+            CWD,
+            path,
+            OFlags::PATH | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::NO_MAGICLINKS,
+        )
+    };
+    match open() {
+        Err(Errno::NOENT) => {}
+        opened => return Ok(opened?),
+    }
+    if let Some(parent) = Path::new(path).parent() {
+        fs::create_dir_all(parent)?;
+    }
+    // O_CREAT follows a dangling link to where it points, which is inside of the root; its directory must exist, or the
+    // link itself makes place for the file.
+    let mode = Mode::from_raw_mode(0o644);
+    let create = || {
+        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        openat2(CWD, path, flags, mode, ResolveFlags::NO_MAGICLINKS)
+    };
+    match create() {
+        Err(Errno::NOENT) => {
+            fs::remove_file(path)?;
+            create()?;
+        }
+        created => drop(created?),
+    }
+    Ok(open()?)
+}

@@ -1,0 +1,144 @@
+//! A child process in new mount, pid, uts and ipc namespaces (namespaces(7)).
+//!
+//! The child is made as posix_spawn(3) makes its: it shares the caller's memory and the caller is suspended until the
+//! child executes a program or ends (`CLONE_VM | CLONE_VFORK`, clone(2)). Page tables are not copied and no page is
+//! copied on write, which is most of the price of a fork, and the child's error needs no pipe: it is a value that
+//! the caller reads.
+
+use std::{
+    convert::Infallible,
+    ffi::{c_int, c_void},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    ptr,
+};
+
+use rustix::{
+    mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap},
+    process::{Pid, WaitOptions, waitpid},
+};
+
+use crate::{
+    error::{Context, LaunchError},
+    signals,
+};
+
+/// Bytes of the child's stack, its guard page included. Only pages that are touched are ever made.
+const STACK_BYTES: usize = 512 << 10;
+
+/// Bytes of the guard page.
+const GUARD_BYTES: usize = 4096;
+
+/// The exit code of a child that could not become the process; nobody but [`run_in_new`] sees it.
+const FAILED: c_int = 125;
+
+/// The namespaces of a sandbox that its first process is made in. The network namespace exists already, and the cgroup
+/// namespace follows when the cgroup has been joined.
+const NAMESPACES: c_int = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
+
+/// Runs `body` as a child process in new namespaces until it executes a program; returns the child's pid then.
+///
+/// # Errors
+/// That of `body`, or of clone(2); the child has been collected in both cases.
+pub fn run_in_new(body: impl FnOnce() -> Result<Infallible, LaunchError>) -> Result<Pid, LaunchError> {
+    let mut stack = Stack::new().step("allocate a stack")?;
+    let mut task = Task {
+        body: Some(body),
+        error: None,
+    };
+    // A handler of the caller's must not run in the child, where it would act on the caller's memory.
+    let blocked = signals::BlockedSignals::new();
+    let pid = clone_sharing_memory(&mut stack, &mut task);
+    drop(blocked);
+    let pid = pid.step("create the sandbox's namespaces")?;
+    match task.error.take() {
+        None => Ok(pid),
+        Some(error) => {
+            // It ends at once. Whoever else collects all children may have been faster (ECHILD).
+            let _ = rustix::io::retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
+            Err(error)
+        }
+    }
+}
+
+/// What the child does, and what it says when it fails.
+struct Task<F> {
+    body: Option<F>,
+    error: Option<LaunchError>,
+}
+
+/// clone(2) of a child that runs `task` on `stack`.
+fn clone_sharing_memory<F>(stack: &mut Stack, task: &mut Task<F>) -> io::Result<Pid>
+where
+    F: FnOnce() -> Result<Infallible, LaunchError>,
+{
+    let flags = NAMESPACES | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: `entry::<F>` takes a pointer to a `Task<F>`, which is what it gets, and with CLONE_VFORK this thread, whose
+    // frames own `task` and `stack`, does not run until the child has left that memory by exec or exit: the two
+    // never run at the same time, so the child has the exclusive access that `&mut` promises. The child shares
+    // this thread's thread-local storage for the same time, also exclusively. The stack is as large as `Stack`
+    // says, ends above a guard page and is aligned to a page.
+    let pid = unsafe { libc::clone(entry::<F>, stack.top(), flags, ptr::from_mut(task).cast()) };
+    match Pid::from_raw(pid) {
+        Some(pid) if pid.as_raw_nonzero().get() > 0 => Ok(pid),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Where the child begins.
+extern "C" fn entry<F>(task: *mut c_void) -> c_int
+where
+    F: FnOnce() -> Result<Infallible, LaunchError>,
+{
+    // SAFETY: `clone_sharing_memory` passes a pointer to its `Task<F>` and does not run meanwhile.
+    let task = unsafe { &mut *task.cast::<Task<F>>() };
+    let Some(body) = task.body.take() else {
+        return FAILED;
+    };
+    // A panic must not unwind into the C library's frame below this one.
+    task.error = match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Err(error)) => Some(error),
+        Ok(Ok(never)) => match never {},
+        Err(_) => Some(LaunchError::Step {
+            action: "set the sandbox up".to_owned(),
+            source: io::Error::other("the launcher panicked"),
+        }),
+    };
+    // The C library ends the child by the exit system call alone: no handler of the caller's runs.
+    FAILED
+}
+
+/// An anonymous mapping with a guard page at its low end.
+struct Stack {
+    base: *mut c_void,
+}
+
+impl Stack {
+    fn new() -> io::Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that is in use.
+        let base = unsafe {
+            mmap_anonymous(
+                ptr::null_mut(),
+                STACK_BYTES,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::STACK,
+            )
+        }?;
+        let stack = Self { base };
+        // SAFETY: the page is the first of the mapping above, which nobody uses yet.
+        unsafe { mprotect(base, GUARD_BYTES, MprotectFlags::empty()) }?;
+        Ok(stack)
+    }
+
+    /// The first byte above the stack, which grows down.
+    fn top(&mut self) -> *mut c_void {
+        self.base.wrapping_byte_add(STACK_BYTES)
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own, and whoever ran on it has ended, see `clone_sharing_memory`.
+        let _ = unsafe { munmap(self.base, STACK_BYTES) };
+    }
+}
