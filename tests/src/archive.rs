@@ -1,0 +1,150 @@
+//! Image archives, good and damaged, made for a test.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+};
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::{http::hex, machine};
+
+/// An image of one uncompressed layer.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// Its name without a tag.
+    pub name: String,
+    /// The object `config` of its configuration.
+    pub config: Value,
+    /// A tar.
+    pub layer: Vec<u8>,
+}
+
+impl Image {
+    /// The files of the image busybox under another name and configuration.
+    ///
+    /// # Panics
+    /// When the archive of busybox is not as its recipe makes it.
+    pub fn of_busybox(name: &str, config: Value) -> Self {
+        Self {
+            name: name.into(),
+            config,
+            layer: busybox_layer().expect("the archive of busybox has one gzip layer"),
+        }
+    }
+
+    /// An image of files: path, mode and content each.
+    ///
+    /// # Panics
+    /// When a path is no path for a tar.
+    pub fn of_files(name: &str, config: Value, files: &[(&str, u32, &[u8])]) -> Self {
+        let mut layer = tar::Builder::new(Vec::new());
+        for (path, mode, content) in files {
+            append(&mut layer, path, *mode, content);
+        }
+        Self {
+            name: name.into(),
+            config,
+            layer: layer.into_inner().expect("a tar in memory"),
+        }
+    }
+
+    /// A tar of an OCI image layout (image-spec, image-layout.md).
+    pub fn to_oci(&self) -> Vec<u8> {
+        self.to_oci_with_layer(&self.layer)
+    }
+
+    /// The same with other bytes in the place of the layer: its name, size and digest are those of the right one.
+    pub fn to_oci_with_layer(&self, layer: &[u8]) -> Vec<u8> {
+        let configuration = self.configuration();
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": descriptor("application/vnd.oci.image.config.v1+json", &configuration),
+            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &self.layer)],
+        })
+        .to_string()
+        .into_bytes();
+        let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+        entry["annotations"] = json!({ "org.opencontainers.image.ref.name": format!("{}:latest", self.name) });
+        let index = json!({ "schemaVersion": 2, "manifests": [entry] }).to_string();
+
+        let mut archive = tar::Builder::new(Vec::new());
+        append(&mut archive, "oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
+        append(&mut archive, "index.json", 0o644, index.as_bytes());
+        append(&mut archive, &blob_path(&manifest), 0o644, &manifest);
+        append(&mut archive, &blob_path(&configuration), 0o644, &configuration);
+        append(&mut archive, &blob_path(&self.layer), 0o644, layer);
+        archive.into_inner().expect("a tar in memory")
+    }
+
+    /// A tar as `docker save` made it before it made OCI layouts.
+    pub fn to_docker(&self) -> Vec<u8> {
+        let configuration = self.configuration();
+        let digest = sha256(&configuration);
+        let manifest = json!([{
+            "Config": format!("{digest}.json"),
+            "RepoTags": [format!("{}:latest", self.name)],
+            "Layers": ["layer/layer.tar"],
+        }])
+        .to_string();
+        let mut archive = tar::Builder::new(Vec::new());
+        append(&mut archive, &format!("{digest}.json"), 0o644, &configuration);
+        append(&mut archive, "layer/layer.tar", 0o644, &self.layer);
+        append(&mut archive, "manifest.json", 0o644, manifest.as_bytes());
+        archive.into_inner().expect("a tar in memory")
+    }
+
+    fn configuration(&self) -> Vec<u8> {
+        json!({
+            "created": "1970-01-01T00:00:00Z",
+            "architecture": "amd64",
+            "os": "linux",
+            "config": self.config,
+            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", sha256(&self.layer))] },
+        })
+        .to_string()
+        .into_bytes()
+    }
+}
+
+fn descriptor(media_type: &str, blob: &[u8]) -> Value {
+    json!({
+        "mediaType": media_type,
+        "digest": format!("sha256:{}", sha256(blob)),
+        "size": blob.len(),
+    })
+}
+
+fn blob_path(blob: &[u8]) -> String {
+    format!("blobs/sha256/{}", sha256(blob))
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn append(archive: &mut tar::Builder<Vec<u8>>, path: &str, mode: u32, content: &[u8]) {
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(mode);
+    header.set_size(content.len() as u64);
+    archive
+        .append_data(&mut header, path, content)
+        .expect("a path that fits a tar");
+}
+
+/// The layer of the archive of busybox, as it is in there, without its gzip.
+fn busybox_layer() -> io::Result<Vec<u8>> {
+    let mut archive = tar::Archive::new(File::open(machine::image_archive("busybox"))?);
+    for entry in archive.entries()? {
+        let mut blob = Vec::new();
+        entry?.read_to_end(&mut blob)?;
+        if blob.starts_with(&[0x1f, 0x8b]) {
+            let mut layer = Vec::new();
+            flate2::read::GzDecoder::new(&blob[..]).read_to_end(&mut layer)?;
+            return Ok(layer);
+        }
+    }
+    Err(io::ErrorKind::NotFound.into())
+}

@@ -1,0 +1,142 @@
+//! What of a brig is still on the host: processes, mounts, sockets, directories.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+};
+
+use crate::brig::Brig;
+
+/// How long a process may take to end after the command that ended it has returned.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A process that belongs to a brig.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its pid.
+    pub pid: u32,
+    /// What `/proc/PID/comm` says.
+    pub name: String,
+}
+
+/// Everything that is left, a line each. Processes have [`GRACE`] to end.
+pub fn find(brig: &Brig) -> Vec<String> {
+    let deadline = Instant::now() + GRACE;
+    for process in processes(brig) {
+        wait_for_end(process.pid, deadline);
+    }
+    let mut left: Vec<String> = processes(brig)
+        .into_iter()
+        .map(|process| format!("process {} ({})", process.pid, process.name))
+        .collect();
+    left.extend(lines_about("/proc/self/mountinfo", brig).map(|line| format!("mount {line}")));
+    left.extend(lines_about("/proc/net/unix", brig).map(|line| format!("socket {line}")));
+    left.extend(entries(&brig.root().join("sandboxes")).map(|path| format!("sandbox {}", path.display())));
+    left.extend(sockets(brig.runtime()).map(|path| format!("in the runtime directory: {}", path.display())));
+    left
+}
+
+/// The processes of a brig: they have its directories in their environment, arguments or open files.
+pub fn processes(brig: &Brig) -> Vec<Process> {
+    let own = std::process::id();
+    entries(Path::new("/proc"))
+        .filter_map(|path| {
+            let pid: u32 = path.file_name()?.to_str()?.parse().ok()?;
+            (pid != own && belongs(&path, brig)).then(|| Process {
+                pid,
+                name: fs::read_to_string(path.join("comm"))
+                    .unwrap_or_default()
+                    .trim()
+                    .into(),
+            })
+        })
+        .collect()
+}
+
+/// Ends all processes of a brig, for a test that failed.
+pub fn kill_processes(brig: &Brig) {
+    for process in processes(brig) {
+        if let Some(pid) = Pid::from_raw(process.pid as i32) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+/// Waits for the end of a process that need not be a child.
+pub fn wait_for_end(pid: u32, deadline: Instant) -> bool {
+    let Some(pid) = Pid::from_raw(pid as i32) else {
+        return true;
+    };
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
+        return true;
+    };
+    let left = deadline.saturating_duration_since(Instant::now());
+    let timeout = Timespec {
+        tv_sec: left.as_secs() as i64,
+        tv_nsec: i64::from(left.subsec_nanos()),
+    };
+    poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)).is_ok_and(|ready| ready == 1)
+}
+
+/// Every path under a directory, sorted.
+///
+/// # Errors
+/// Those of reading directories.
+pub fn listing(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut rest = vec![directory.to_owned()];
+    while let Some(directory) = rest.pop() {
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                rest.push(entry.path());
+            }
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn belongs(process: &Path, brig: &Brig) -> bool {
+    let needles = [brig.root(), brig.runtime()].map(|path| path.as_os_str().as_encoded_bytes().to_vec());
+    let mentions = |bytes: &[u8]| needles.iter().any(|needle| contains(bytes, needle));
+    // A zombie has neither; it is gone but for its parent's attention.
+    ["environ", "cmdline"].iter().any(|file| {
+        fs::read(process.join(file)).is_ok_and(|bytes| mentions(&bytes))
+    }) || entries(&process.join("fd")).any(|fd| {
+        fs::read_link(fd).is_ok_and(|target| mentions(target.as_os_str().as_encoded_bytes()))
+    })
+}
+
+fn lines_about(file: &str, brig: &Brig) -> impl Iterator<Item = String> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let needles = [brig.root(), brig.runtime()].map(|path| path.display().to_string());
+    text.lines()
+        .filter(|line| needles.iter().any(|needle| line.contains(needle.as_str())))
+        .map(Into::into)
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
+fn sockets(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    listing(directory).unwrap_or_default().into_iter()
+}
+
+fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+}
+
+fn contains(bytes: &[u8], needle: &[u8]) -> bool {
+    bytes.windows(needle.len()).any(|window| window == needle)
+}

@@ -1,0 +1,65 @@
+//! The images that most tests use, loaded and unpacked once, and handed to each test as hard links.
+
+use std::{
+    fs, io,
+    path::Path,
+    sync::{Mutex, OnceLock, PoisonError},
+};
+
+use tempfile::TempDir;
+
+use crate::{brig::Brig, machine};
+
+static SHARED: OnceLock<Mutex<Option<TempDir>>> = OnceLock::new();
+
+/// Makes `root` a brig root that has the shared images.
+///
+/// # Panics
+/// When they cannot be prepared.
+pub fn seed(root: &Path) {
+    let mut shared = shared();
+    let directory = shared.get_or_insert_with(prepare);
+    link_tree(&directory.path().join("root"), root).expect("the shared images can be linked");
+}
+
+/// Removes the shared images from the host.
+pub fn remove() {
+    drop(shared().take());
+}
+
+fn shared() -> std::sync::MutexGuard<'static, Option<TempDir>> {
+    let store = SHARED.get_or_init(|| Mutex::new(None));
+    store.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn prepare() -> TempDir {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let brig = Brig::at(directory.path());
+    let archive = machine::image_archive("busybox");
+    brig.ok(&["load", "-i", archive.to_str().expect("a path in UTF-8")]);
+    if machine::Need::Kvm.missing().is_none() {
+        // Unpacks them.
+        brig.ok(&["run", "--rm", "busybox", "true"]);
+        let id = brig.ok(&["run", "-d", "welcome"]);
+        brig.ok(&["rm", "-f", id.trim()]);
+    }
+    directory
+}
+
+/// Copies directories, and files as hard links. What is of one sandbox or process alone is left out.
+fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        let kind = entry.file_type()?;
+        if kind.is_dir() && entry.file_name() == "sandboxes" {
+            fs::create_dir_all(target)?;
+        } else if kind.is_dir() {
+            link_tree(&entry.path(), &target)?;
+        } else if kind.is_file() {
+            fs::hard_link(entry.path(), target)?;
+        }
+    }
+    fs::set_permissions(to, fs::metadata(from)?.permissions())
+}

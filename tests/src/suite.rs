@@ -1,0 +1,64 @@
+//! The runner: libtest's command line and summary, with tests that this machine cannot run counted as ignored and the
+//! reason shown in their name.
+
+use std::{
+    process::ExitCode,
+    sync::{PoisonError, RwLock},
+};
+
+use libtest_mimic::{Arguments, Trial};
+
+use crate::{machine::Need, store};
+
+/// One test.
+#[derive(Clone, Copy)]
+pub struct Test {
+    /// Its name: a sentence with underscores.
+    pub name: &'static str,
+    /// What it cannot do without.
+    pub need: Need,
+    /// The test; it panics to fail.
+    pub run: fn(),
+}
+
+/// Lists functions as tests: `tests![Need::Kvm: a_first_test, a_second_test; Need::Root: a_third_test]`.
+#[macro_export]
+macro_rules! tests {
+    ($($need:expr => $($name:ident),+ $(,)?;)+) => {
+        /// The tests of this file.
+        pub const TESTS: &[$crate::suite::Test] = &[
+            $($($crate::suite::Test { name: stringify!($name), need: $need, run: $name },)+)+
+        ];
+    };
+}
+
+/// Held for reading by every test, for writing by one that measures time.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+/// Runs the tests that the command line asks for.
+pub fn run(tests: impl IntoIterator<Item = Test>) -> ExitCode {
+    let arguments = Arguments::from_args();
+    let trials = tests.into_iter().map(trial).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    store::remove();
+    conclusion.exit_code()
+}
+
+fn trial(test: Test) -> Trial {
+    let run = move || {
+        if test.need == Need::KvmAlone {
+            let _alone = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+            (test.run)();
+        } else {
+            let _shared = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+            (test.run)();
+        }
+        Ok(())
+    };
+    match test.need.missing() {
+        None => Trial::test(test.name, run),
+        Some(reason) => Trial::test(test.name, run)
+            .with_kind(format!("skipped here, {reason}"))
+            .with_ignored_flag(true),
+    }
+}
