@@ -2,23 +2,29 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Write},
 };
 
+use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::{http::hex, machine};
 
-/// An image of one uncompressed layer.
+/// What a gzip file starts with (RFC 1952, section 2.3.1).
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+/// An image of one layer.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// Its name without a tag.
     pub name: String,
     /// The object `config` of its configuration.
     pub config: Value,
-    /// A tar.
+    /// A tar, compressed with gzip or not.
     pub layer: Vec<u8>,
+    /// SHA-256 of the tar.
+    diff_id: String,
 }
 
 impl Image {
@@ -27,11 +33,11 @@ impl Image {
     /// # Panics
     /// When the archive of busybox is not as its recipe makes it.
     pub fn of_busybox(name: &str, config: Value) -> Self {
-        Self {
-            name: name.into(),
+        Self::of_layer(
+            name,
             config,
-            layer: busybox_layer().expect("the archive of busybox has one gzip layer"),
-        }
+            busybox_layer().expect("the archive of busybox has one gzip layer"),
+        )
     }
 
     /// An image of files: path, mode and content each.
@@ -43,11 +49,29 @@ impl Image {
         for (path, mode, content) in files {
             append(&mut layer, path, *mode, content);
         }
+        Self::of_layer(name, config, layer.into_inner().expect("a tar in memory"))
+    }
+
+    /// An image of a tar.
+    pub fn of_layer(name: &str, config: Value, layer: Vec<u8>) -> Self {
         Self {
             name: name.into(),
             config,
-            layer: layer.into_inner().expect("a tar in memory"),
+            diff_id: sha256(&layer),
+            layer,
         }
+    }
+
+    /// The same with its layer compressed.
+    ///
+    /// # Panics
+    /// Never: the layer is in memory.
+    #[must_use]
+    pub fn gzip(mut self) -> Self {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(&self.layer).expect("bytes in memory");
+        self.layer = encoder.finish().expect("bytes in memory");
+        self
     }
 
     /// A tar of an OCI image layout (image-spec, image-layout.md).
@@ -58,20 +82,31 @@ impl Image {
     /// The same with other bytes in the place of the layer: its name, size and digest are those of the right one.
     pub fn to_oci_with_layer(&self, layer: &[u8]) -> Vec<u8> {
         let configuration = self.configuration();
+        let kind = if self.layer.starts_with(&GZIP_MAGIC) {
+            ".tar+gzip"
+        } else {
+            ".tar"
+        };
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": descriptor("application/vnd.oci.image.config.v1+json", &configuration),
-            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &self.layer)],
+            "layers": [descriptor(&format!("application/vnd.oci.image.layer.v1{kind}"), &self.layer)],
         })
         .to_string()
         .into_bytes();
         let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
-        entry["annotations"] = json!({ "org.opencontainers.image.ref.name": format!("{}:latest", self.name) });
+        entry["annotations"] =
+            json!({ "org.opencontainers.image.ref.name": format!("{}:latest", self.name) });
         let index = json!({ "schemaVersion": 2, "manifests": [entry] }).to_string();
 
         let mut archive = tar::Builder::new(Vec::new());
-        append(&mut archive, "oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
+        append(
+            &mut archive,
+            "oci-layout",
+            0o644,
+            br#"{"imageLayoutVersion":"1.0.0"}"#,
+        );
         append(&mut archive, "index.json", 0o644, index.as_bytes());
         append(&mut archive, &blob_path(&manifest), 0o644, &manifest);
         append(&mut archive, &blob_path(&configuration), 0o644, &configuration);
@@ -102,7 +137,7 @@ impl Image {
             "architecture": "amd64",
             "os": "linux",
             "config": self.config,
-            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", sha256(&self.layer))] },
+            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", self.diff_id)] },
         })
         .to_string()
         .into_bytes()
@@ -121,7 +156,8 @@ fn blob_path(blob: &[u8]) -> String {
     format!("blobs/sha256/{}", sha256(blob))
 }
 
-fn sha256(bytes: &[u8]) -> String {
+/// SHA-256 in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
@@ -140,9 +176,9 @@ fn busybox_layer() -> io::Result<Vec<u8>> {
     for entry in archive.entries()? {
         let mut blob = Vec::new();
         entry?.read_to_end(&mut blob)?;
-        if blob.starts_with(&[0x1f, 0x8b]) {
+        if blob.starts_with(&GZIP_MAGIC) {
             let mut layer = Vec::new();
-            flate2::read::GzDecoder::new(&blob[..]).read_to_end(&mut layer)?;
+            GzDecoder::new(&blob[..]).read_to_end(&mut layer)?;
             return Ok(layer);
         }
     }

@@ -189,9 +189,7 @@ impl Brig {
         let text = self.ok(&["inspect", sandbox]);
         let value: serde_json::Value = serde_json::from_str(&text).expect("inspect prints JSON");
         let found = value.pointer(&format!("/0{pointer}"));
-        found
-            .unwrap_or_else(|| panic!("no {pointer} in {text}"))
-            .clone()
+        found.unwrap_or_else(|| panic!("no {pointer} in {text}")).clone()
     }
 
     /// The line of `ps -a` that has `name` in it.
@@ -271,6 +269,9 @@ pub fn finish(child: Child) -> Output {
 }
 
 fn words<S: AsRef<OsStr>>(arguments: &[S]) -> String {
-    let words: Vec<_> = arguments.iter().map(|word| word.as_ref().to_string_lossy()).collect();
+    let words: Vec<_> = arguments
+        .iter()
+        .map(|word| word.as_ref().to_string_lossy())
+        .collect();
     format!("brig {}", words.join(" "))
 }

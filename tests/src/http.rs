@@ -53,7 +53,10 @@ pub fn get(address: SocketAddr, path: &str) -> io::Result<Answer> {
 /// # Errors
 /// Those of the connection.
 pub fn ask(stream: &mut TcpStream, path: &str) -> io::Result<()> {
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
+    )
 }
 
 /// Reads one answer: its head, and as many bytes as the head says.

@@ -59,6 +59,14 @@ pub fn processes(brig: &Brig) -> Vec<Process> {
         .collect()
 }
 
+/// The processes of one sandbox: those that have its directory open or in their arguments.
+pub fn processes_of_sandbox(brig: &Brig, id: &str) -> Vec<Process> {
+    let needle = id.as_bytes();
+    let mut found = processes(brig);
+    found.retain(|process| mentions(&Path::new("/proc").join(process.pid.to_string()), &[needle]));
+    found
+}
+
 /// Ends all processes of a brig, for a test that failed.
 pub fn kill_processes(brig: &Brig) {
     for process in processes(brig) {
@@ -105,14 +113,20 @@ pub fn listing(directory: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn belongs(process: &Path, brig: &Brig) -> bool {
-    let needles = [brig.root(), brig.runtime()].map(|path| path.as_os_str().as_encoded_bytes().to_vec());
-    let mentions = |bytes: &[u8]| needles.iter().any(|needle| contains(bytes, needle));
-    // A zombie has neither; it is gone but for its parent's attention.
-    ["environ", "cmdline"].iter().any(|file| {
-        fs::read(process.join(file)).is_ok_and(|bytes| mentions(&bytes))
-    }) || entries(&process.join("fd")).any(|fd| {
-        fs::read_link(fd).is_ok_and(|target| mentions(target.as_os_str().as_encoded_bytes()))
-    })
+    let needles = [brig.root(), brig.runtime()].map(|path| path.as_os_str().as_encoded_bytes());
+    mentions(process, &needles)
+}
+
+/// Whether a process has one of `needles` in its environment, its arguments or the names of its open files. A zombie
+/// has none of these: it is gone but for its parent's attention.
+fn mentions(process: &Path, needles: &[&[u8]]) -> bool {
+    let found = |bytes: &[u8]| needles.iter().any(|needle| contains(bytes, needle));
+    let in_files = ["environ", "cmdline"]
+        .iter()
+        .any(|file| fs::read(process.join(file)).is_ok_and(|bytes| found(&bytes)));
+    in_files
+        || entries(&process.join("fd"))
+            .any(|fd| fs::read_link(fd).is_ok_and(|target| found(target.as_os_str().as_encoded_bytes())))
 }
 
 fn lines_about(file: &str, brig: &Brig) -> impl Iterator<Item = String> {

@@ -75,6 +75,9 @@ pub fn image_archive(name: &str) -> PathBuf {
         .arg(name)
         .arg(&archive)
         .status();
-    assert!(status.is_ok_and(|status| status.success()), "images/build {name} failed");
+    assert!(
+        status.is_ok_and(|status| status.success()),
+        "images/build {name} failed"
+    );
     archive
 }

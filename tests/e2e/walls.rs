@@ -1,0 +1,78 @@
+//! The wall inside of the guest: what an image's process may and may not do there.
+
+use brig_tests::{brig::Brig, machine::Need, tests};
+
+tests! {
+    Need::Kvm =>
+        the_process_has_dockers_walls_around_it;
+}
+
+/// Prints a line a check. Each is a file to read or a thing to try; what fails prints its name and `no`.
+const SCRIPT: &str = r#"
+try() { name=$1; shift; if "$@" >/dev/null 2>&1; then echo "$name yes"; else echo "$name no"; fi; }
+while read -r key value; do
+	case $key in CapEff:|CapBnd:|NoNewPrivs:) echo "$key $value";; esac
+done </proc/self/status
+echo "pid $$"
+set -- /proc/[0-9]*
+echo "processes $#"
+try mount mount -t tmpfs none /mnt
+try hostname hostname other
+try write-sys touch /sys/x
+try write-proc-sys sh -c 'echo 1 >/proc/sys/kernel/panic'
+try sysrq sh -c 'echo b >/proc/sysrq-trigger'
+try kcore dd if=/proc/kcore bs=1 count=1
+mknod /tmp/disk b 254 0 2>/dev/null
+try disk dd if=/tmp/disk of=/dev/null bs=512 count=1
+mknod /tmp/memory c 1 1 2>/dev/null
+try memory dd if=/tmp/memory of=/dev/null bs=512 count=1
+try kmsg dd if=/dev/kmsg of=/dev/null bs=512 count=1
+try write-root touch /etc/x
+try write-cgroup mkdir /sys/fs/cgroup/x
+for device in /dev/*; do echo "device ${device#/dev/}"; done
+"#;
+
+fn the_process_has_dockers_walls_around_it() {
+    let brig = Brig::new();
+    let output = brig.run(&["run", "--rm", "busybox", "sh", "-c", SCRIPT]);
+    assert_eq!(output.code, 0, "{output:?}");
+    let says = |line: &str| {
+        assert!(
+            output.stdout.lines().any(|said| said == line),
+            "no {line:?} in {}",
+            output.stdout
+        );
+    };
+    // Docker's default set: capabilities(7) numbers 0, 1, 3 to 8, 10, 13, 18, 27, 29, 31.
+    says("CapEff: 00000000a80425fb");
+    says("CapBnd: 00000000a80425fb");
+    says("pid 1");
+    says("processes 1");
+    for refused in [
+        "mount",
+        "hostname",
+        "write-sys",
+        "write-proc-sys",
+        "sysrq",
+        "disk",
+        "memory",
+        "kmsg",
+        "write-cgroup",
+    ] {
+        says(&format!("{refused} no"));
+    }
+    says("write-root yes");
+    let devices: Vec<_> = output
+        .stdout
+        .lines()
+        .filter_map(|line| line.strip_prefix("device "))
+        .collect();
+    assert_eq!(
+        devices,
+        [
+            "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin",
+            "stdout", "tty", "urandom", "zero"
+        ]
+    );
+    brig.assert_nothing_left();
+}
