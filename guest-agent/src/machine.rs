@@ -1,0 +1,44 @@
+//! What PID 1 does to the machine itself.
+
+use rustix::{
+    fs::CWD,
+    mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
+    process::{Resource, Rlimit, chroot, fchdir, setrlimit},
+    system::{RebootCommand, reboot},
+};
+
+use crate::error::{AgentError, Context};
+
+/// File descriptors that the agent may have: a forwarded connection takes up to eight, and
+/// [`crate::streams::STREAMS_MAX`] streams are allowed.
+const OPEN_FILES: u64 = 65_536;
+
+/// Prepares the agent's own surroundings: as little as it takes.
+///
+/// # Errors
+/// [`AgentError::System`].
+pub fn prepare() -> Result<(), AgentError> {
+    leave_initial_ramfs()?;
+    let limit = Rlimit {
+        current: Some(OPEN_FILES),
+        maximum: Some(1 << 20),
+    };
+    setrlimit(Resource::Nofile, limit).step("raise the limit of open files")
+}
+
+/// Binds the initial ramfs over itself and makes the copy the root. The kernel's first mount has no parent, so it could
+/// not be pivoted away from when a sandbox enters its own root (pivot_root(2), `EINVAL`).
+fn leave_initial_ramfs() -> Result<(), AgentError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let root = open_tree(CWD, "/", flags).step("copy the initial mount")?;
+    move_mount(&root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).step("mount over the root")?;
+    fchdir(&root).step("enter the new root")?;
+    chroot(".").step("change the root")
+}
+
+/// Resets the machine; the VMM takes that for the guest's end. Does not return: where a reset is refused, the end of PID 1
+/// is a kernel panic, which resets as well.
+pub fn reset() -> ! {
+    let error = reboot(RebootCommand::Restart);
+    panic!("the machine cannot be reset: {error:?}");
+}

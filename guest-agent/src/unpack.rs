@@ -1,0 +1,48 @@
+//! Unpacking an image's layers in the guest: nothing that the image's author wrote is parsed on the host.
+
+use std::time::{Duration, Instant};
+
+use brig_image_store::unpack::unpack;
+use brig_protocol::agent::{FromAgent, UnpackFailure, UnpackSpec};
+
+use crate::{disks, error::one_line, process::Places};
+
+/// The disk of the compressed layers, and then the one that the EROFS image goes to: [`UnpackSpec`].
+const BLOBS: u8 = 0;
+const IMAGE: u8 = 1;
+
+/// Least time between two reports of progress.
+const REPORT_EVERY: Duration = Duration::from_millis(200);
+
+/// Unpacks, and returns what the supervisor is to be told. `report` is called with the compressed bytes read so far, a few
+/// times a second.
+pub fn run(spec: &UnpackSpec, places: &Places, report: &mut dyn FnMut(u64)) -> FromAgent {
+    let disks = disks::open_direct(places, BLOBS, false)
+        .and_then(|blobs| Ok((blobs, disks::open_direct(places, IMAGE, true)?)));
+    let (blobs, image) = match disks {
+        Ok(disks) => disks,
+        Err(error) => {
+            return FromAgent::UnpackFailed {
+                kind: UnpackFailure::Other,
+                message: one_line(&error),
+            };
+        }
+    };
+    let mut last = Instant::now();
+    let mut progress = |bytes| {
+        if last.elapsed() >= REPORT_EVERY {
+            last = Instant::now();
+            report(bytes);
+        }
+    };
+    match unpack(spec, blobs, image, &mut progress) {
+        Ok(unpacked) => FromAgent::Unpacked {
+            bytes: unpacked.bytes,
+            inodes: unpacked.inodes,
+        },
+        Err(error) => FromAgent::UnpackFailed {
+            kind: error.failure(),
+            message: one_line(&error),
+        },
+    }
+}
