@@ -1,0 +1,138 @@
+//! Writes an uncompressed EROFS image (kernel: `fs/erofs/erofs_fs.h`, `Documentation/filesystems/erofs.rst`).
+//!
+//! ```text
+//! block 0            superblock
+//! block 1 …          data of files, in the order of the layers
+//! then               blocks of directories, and of what else did not fit beside its inode
+//! meta_blkaddr …     inodes, each followed by its extended attributes and a small file's, symbolic link's or
+//!                    directory's content
+//! ```
+//! So everything but the superblock is written once, from front to back. All inodes are of the extended form, the one
+//! that has a time of its own and 32-bit owners. They are in breadth-first order: what one directory names lies
+//! together, and the way down from the root is short. Data of files that a higher layer replaced stays in the
+//! image, unreachable: at most what the layers hold.
+//!
+//! There is no checksum over the superblock: a guest would compute it with every mount, and a damaged disk would
+//! seldom show there.
+
+mod data;
+mod directory;
+mod format;
+mod layout;
+mod xattr;
+
+pub use self::{
+    data::{FileData, FileWriter, INLINE_FILE_BYTES_MAX, INLINE_TOTAL_BYTES_MAX, ImageWriter},
+    format::encode_device,
+    xattr::storable_xattrs,
+};
+use self::{
+    format::{Inode, Superblock},
+    layout::{Body, Layout, Placed},
+};
+use super::{BLOCK_BYTES, UnpackError, Unpacked, blocks::BlockWriter, tree::Tree};
+
+/// The block where data may start: the superblock is in the one before.
+pub const FIRST_DATA_BLOCK: u32 = 1;
+
+/// Writes directories, inodes and the superblock of an image whose data is written.
+///
+/// # Errors
+/// [`UnpackError::NoSpace`], [`UnpackError::TooLarge`], [`UnpackError::Write`].
+pub fn finish(tree: &Tree, writer: ImageWriter<'_>, uuid: [u8; 16]) -> Result<Unpacked, UnpackError> {
+    let mut blocks = writer.into_blocks();
+    let layout = Layout::new(tree, blocks.block()?)?;
+    blocks.check_room(layout.total_bytes())?;
+    write_bodies(tree, &layout, &mut blocks)?;
+    write_inodes(tree, &layout, &mut blocks)?;
+    blocks.pad()?;
+    let inodes = tree.len() as u64;
+    let superblock = Superblock {
+        root_nid: layout.root_nid(),
+        inodes,
+        blocks: blocks.block()?,
+        metadata_block: layout.metadata_block(),
+        uuid,
+    };
+    let bytes = blocks.finish(&superblock.encode())?;
+    Ok(Unpacked { bytes, inodes })
+}
+
+/// Writes the content that does not stand beside its inode.
+fn write_bodies(tree: &Tree, layout: &Layout, blocks: &mut BlockWriter<'_>) -> Result<(), UnpackError> {
+    for placed in layout.order() {
+        let body = Body::of(tree, placed.node);
+        if body.blocks == 0 {
+            continue;
+        }
+        debug_assert_eq!(blocks.block()?, layout.block(placed.node));
+        let outside = u64::from(body.blocks) * BLOCK_BYTES as u64;
+        layout.write_content(tree, placed, 0, outside, blocks)?;
+        blocks.pad()?;
+    }
+    Ok(())
+}
+
+/// Writes the inodes, and what stands beside them.
+fn write_inodes(tree: &Tree, layout: &Layout, blocks: &mut BlockWriter<'_>) -> Result<(), UnpackError> {
+    let start = blocks.position();
+    for placed in layout.order() {
+        let offset = start + layout.offset(placed.node);
+        blocks.zeros(offset - blocks.position())?;
+        let body = Body::of(tree, placed.node);
+        blocks.write(&inode(tree, layout, placed, &body).encode())?;
+        if let Some(xattrs) = &tree.node(placed.node).attributes.xattrs {
+            blocks.write(&xattr::encode(xattrs))?;
+        }
+        if body.inline_bytes > 0 {
+            let outside = u64::from(body.blocks) * BLOCK_BYTES as u64;
+            layout.write_content(tree, placed, outside, body.inline_bytes as u64, blocks)?;
+        }
+    }
+    Ok(())
+}
+
+fn inode(tree: &Tree, layout: &Layout, placed: &Placed, body: &Body) -> Inode {
+    let node = tree.node(placed.node);
+    Inode {
+        inline: body.inline_bytes > 0,
+        xattr_bytes: body.xattr_bytes,
+        mode: format::mode(node),
+        size: body.size,
+        block_or_device: format::device(node).unwrap_or_else(|| layout.block(placed.node)),
+        number: placed.number,
+        uid: node.attributes.uid,
+        gid: node.attributes.gid,
+        mtime: node.attributes.mtime,
+        links: directory::links(tree, placed.node),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_image_has_a_root_and_two_blocks() {
+        let output = tempfile::tempfile().unwrap();
+        let writer = ImageWriter::new(&output, 1 << 20);
+        let unpacked = finish(&Tree::new(10), writer, [1; 16]).unwrap();
+        assert_eq!(
+            unpacked,
+            Unpacked {
+                bytes: 8192,
+                inodes: 1
+            }
+        );
+    }
+
+    #[test]
+    fn metadata_that_does_not_fit_is_told_before_it_is_written() {
+        let output = tempfile::tempfile().unwrap();
+        let writer = ImageWriter::new(&output, BLOCK_BYTES as u64);
+        assert!(matches!(
+            finish(&Tree::new(10), writer, [0; 16]),
+            Err(UnpackError::NoSpace(4096))
+        ));
+    }
+}

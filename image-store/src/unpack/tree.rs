@@ -1,0 +1,308 @@
+//! The merged tree of an image's layers, in memory: names, attributes, and where the data of files lies.
+//!
+//! Nodes are numbered, and a directory maps names to numbers, so that hard links are several names of one number and
+//! nothing is recursive: a tree of any depth is built, changed and dropped in constant stack.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    rc::Rc,
+};
+
+use super::{UnpackError, erofs::FileData};
+use crate::tar::Timestamp;
+
+/// Most bytes of names, link targets and distinct sets of extended attributes together. With `max_inodes` it
+/// bounds the memory of a tree: Debian's 100,000 names are 2 MiB.
+pub const TEXT_BYTES_MAX: usize = 64 << 20;
+
+/// Permission bits of a directory that no entry described.
+const IMPLICIT_DIRECTORY_MODE: u16 = 0o755;
+
+/// Number of a node in its tree.
+pub type NodeId = u32;
+
+/// The root directory.
+pub const ROOT: NodeId = 0;
+
+/// Extended attributes, full name and value, sorted by name.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Owner, permissions, time and extended attributes.
+#[derive(Clone, Debug, Default)]
+pub struct Attributes {
+    /// Permission, set-id and sticky bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Time of the last modification.
+    pub mtime: Timestamp,
+    /// Extended attributes; nodes that have the same share them.
+    pub xattrs: Option<Rc<Xattrs>>,
+}
+
+impl Attributes {
+    /// Those of a directory that only its content tells of.
+    pub fn implicit_directory(mtime: Timestamp) -> Self {
+        Self {
+            mode: IMPLICIT_DIRECTORY_MODE,
+            mtime,
+            ..Self::default()
+        }
+    }
+}
+
+/// What a node is.
+#[derive(Debug)]
+pub enum Content {
+    /// A directory.
+    Directory(BTreeMap<Box<[u8]>, Child>),
+    /// A regular file.
+    File(FileData),
+    /// A symbolic link and its target.
+    Symlink(Box<[u8]>),
+    /// A character device, major and minor number as the kernel encodes them (`new_encode_dev`).
+    CharDevice(u32),
+    /// A block device.
+    BlockDevice(u32),
+    /// A named pipe.
+    Fifo,
+}
+
+/// An inode.
+#[derive(Debug)]
+pub struct Node {
+    /// Owner, permissions …
+    pub attributes: Attributes,
+    /// What it is.
+    pub content: Content,
+    /// Names that it has. A directory has one, the root as well.
+    pub links: u32,
+}
+
+/// A name in a directory.
+#[derive(Clone, Copy, Debug)]
+pub struct Child {
+    /// What it names.
+    pub node: NodeId,
+    /// The last layer that had an entry for it or for something below it.
+    pub layer: u16,
+}
+
+/// A tree of nodes.
+pub struct Tree {
+    nodes: Vec<Node>,
+    /// Numbers of removed nodes, to be used again.
+    free: Vec<NodeId>,
+    max_nodes: u64,
+    text_bytes: usize,
+    xattrs: HashSet<Rc<Xattrs>>,
+}
+
+impl Tree {
+    /// A tree with an empty root, for at most `max_nodes` nodes.
+    pub fn new(max_nodes: u64) -> Self {
+        let root = Node {
+            attributes: Attributes::implicit_directory(Timestamp::default()),
+            content: Content::Directory(BTreeMap::new()),
+            links: 1,
+        };
+        Self {
+            nodes: vec![root],
+            free: Vec::new(),
+            max_nodes,
+            text_bytes: 0,
+            xattrs: HashSet::new(),
+        }
+    }
+
+    /// Nodes in the tree.
+    pub fn len(&self) -> usize {
+        self.nodes.len() - self.free.len()
+    }
+
+    /// Whether there is nothing but the root.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 1
+    }
+
+    /// Numbers that nodes have are smaller than this.
+    pub fn id_limit(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// A node.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id as usize]
+    }
+
+    /// Whether a node is a directory.
+    pub fn is_directory(&self, id: NodeId) -> bool {
+        matches!(self.node(id).content, Content::Directory(_))
+    }
+
+    /// What `name` in a directory names. Nothing has names but a directory.
+    pub fn child(&self, directory: NodeId, name: &[u8]) -> Option<Child> {
+        match &self.node(directory).content {
+            Content::Directory(children) => children.get(name).copied(),
+            _ => None,
+        }
+    }
+
+    /// Gives a node other attributes.
+    pub fn set_attributes(&mut self, id: NodeId, attributes: Attributes) {
+        self.nodes[id as usize].attributes = attributes;
+    }
+
+    /// Makes a node without a name yet.
+    ///
+    /// # Errors
+    /// [`UnpackError::TooLarge`].
+    pub fn add(&mut self, attributes: Attributes, content: Content) -> Result<NodeId, UnpackError> {
+        if self.len() as u64 >= self.max_nodes {
+            return Err(UnpackError::TooLarge("files"));
+        }
+        if let Content::Symlink(target) = &content {
+            self.charge(target.len())?;
+        }
+        let node = Node {
+            attributes,
+            content,
+            links: 0,
+        };
+        if let Some(id) = self.free.pop() {
+            self.nodes[id as usize] = node;
+            return Ok(id);
+        }
+        let id = NodeId::try_from(self.nodes.len()).map_err(|_| UnpackError::TooLarge("files"))?;
+        self.nodes.push(node);
+        Ok(id)
+    }
+
+    /// Gives `node` a name in a directory, taking it from what had it before.
+    ///
+    /// # Errors
+    /// [`UnpackError::TooLarge`].
+    pub fn link(
+        &mut self,
+        directory: NodeId,
+        name: &[u8],
+        node: NodeId,
+        layer: u16,
+    ) -> Result<(), UnpackError> {
+        // Counted first: the node may live below what loses the name.
+        self.nodes[node as usize].links += 1;
+        self.unlink(directory, name);
+        self.charge(name.len())?;
+        if let Content::Directory(children) = &mut self.nodes[directory as usize].content {
+            children.insert(name.into(), Child { node, layer });
+        }
+        Ok(())
+    }
+
+    /// Notes that a layer has an entry for a name or below it.
+    pub fn touch(&mut self, directory: NodeId, name: &[u8], layer: u16) {
+        if let Content::Directory(children) = &mut self.nodes[directory as usize].content
+            && let Some(child) = children.get_mut(name)
+        {
+            child.layer = layer;
+        }
+    }
+
+    /// Takes a name away, and with it what has no other.
+    pub fn unlink(&mut self, directory: NodeId, name: &[u8]) {
+        if let Content::Directory(children) = &mut self.nodes[directory as usize].content
+            && let Some(child) = children.remove(name)
+        {
+            self.text_bytes -= name.len();
+            self.release(child.node);
+        }
+    }
+
+    /// Removes what layers before `layer` put below the name: all of it, or, when the layer has entries of its own
+    /// there, everything but those.
+    pub fn hide(&mut self, directory: NodeId, name: &[u8], layer: u16) {
+        match self.child(directory, name) {
+            Some(child) if child.layer < layer => self.unlink(directory, name),
+            Some(child) => self.hide_children(child.node, layer),
+            None => {}
+        }
+    }
+
+    /// Removes what layers before `layer` put into a directory.
+    pub fn hide_children(&mut self, directory: NodeId, layer: u16) {
+        let mut pending = vec![directory];
+        while let Some(directory) = pending.pop() {
+            let Content::Directory(children) = &mut self.nodes[directory as usize].content else {
+                continue;
+            };
+            let mut hidden = Vec::new();
+            let mut freed = 0;
+            children.retain(|name, child| {
+                let keep = child.layer >= layer;
+                if keep {
+                    pending.push(child.node);
+                } else {
+                    freed += name.len();
+                    hidden.push(child.node);
+                }
+                keep
+            });
+            self.text_bytes -= freed;
+            for node in hidden {
+                self.release(node);
+            }
+        }
+    }
+
+    /// One shared copy of a set of extended attributes.
+    ///
+    /// # Errors
+    /// [`UnpackError::TooLarge`].
+    pub fn share_xattrs(&mut self, mut xattrs: Xattrs) -> Result<Option<Rc<Xattrs>>, UnpackError> {
+        if xattrs.is_empty() {
+            return Ok(None);
+        }
+        xattrs.sort_unstable();
+        let xattrs = Rc::new(xattrs);
+        if let Some(shared) = self.xattrs.get(&xattrs) {
+            return Ok(Some(shared.clone()));
+        }
+        self.charge(xattrs.iter().map(|(name, value)| name.len() + value.len()).sum())?;
+        self.xattrs.insert(xattrs.clone());
+        Ok(Some(xattrs))
+    }
+
+    /// Takes one name from a node; without the last one it goes, and its content loses its names too.
+    fn release(&mut self, id: NodeId) {
+        let mut pending = vec![id];
+        while let Some(id) = pending.pop() {
+            let node = &mut self.nodes[id as usize];
+            node.links -= 1;
+            if node.links > 0 {
+                continue;
+            }
+            node.attributes.xattrs = None;
+            match std::mem::replace(&mut node.content, Content::Fifo) {
+                Content::Directory(children) => {
+                    for (name, child) in children {
+                        self.text_bytes -= name.len();
+                        pending.push(child.node);
+                    }
+                }
+                Content::Symlink(target) => self.text_bytes -= target.len(),
+                _ => {}
+            }
+            self.free.push(id);
+        }
+    }
+
+    fn charge(&mut self, bytes: usize) -> Result<(), UnpackError> {
+        self.text_bytes += bytes;
+        if self.text_bytes > TEXT_BYTES_MAX {
+            return Err(UnpackError::TooLarge("names and attributes"));
+        }
+        Ok(())
+    }
+}
