@@ -9,9 +9,9 @@ pub struct Facts {
     pub kernel: String,
     /// `uname -v`.
     pub kernel_build: String,
-    /// `vm` or `container`, as the engine says in `BRIG_ISOLATION`.
+    /// `vm` or `container`: `BRIG_ISOLATION`, otherwise told by [`isolation_of`] the kernel.
     pub isolation: String,
-    /// The sandbox's id from `BRIG_SANDBOX_ID`, otherwise its hostname.
+    /// The sandbox's id: `BRIG_SANDBOX_ID`, otherwise the hostname, which is its first 12 digits.
     pub sandbox: String,
     /// The image's name from `BRIG_IMAGE`.
     pub image: String,
@@ -40,7 +40,8 @@ impl Facts {
         Self {
             kernel: kernel("osrelease"),
             kernel_build: kernel("version"),
-            isolation: variable("BRIG_ISOLATION").unwrap_or_else(|| "unknown".into()),
+            isolation: variable("BRIG_ISOLATION")
+                .unwrap_or_else(|| isolation_of(&read_line("/proc/version")).into()),
             sandbox: variable("BRIG_SANDBOX_ID").unwrap_or_else(|| kernel("hostname")),
             image: variable("BRIG_IMAGE").unwrap_or_else(|| "welcome:latest".into()),
             started: SystemTime::now()
@@ -115,6 +116,16 @@ impl Moment {
             memory: info.totalram.saturating_mul(unit),
             memory_free: info.freeram.saturating_mul(unit),
         }
+    }
+}
+
+/// Which isolation the kernel with this `/proc/version` stands for: the one that boots in brig's microVMs names its
+/// builder `brig@brig` (`kernel-config/build`).
+pub fn isolation_of(version: &str) -> &'static str {
+    if version.contains("(brig@brig)") {
+        "vm"
+    } else {
+        "container"
     }
 }
 
@@ -207,6 +218,18 @@ mod tests {
         assert_eq!(utc(0), "1970-01-01 00:00:00 UTC");
         assert_eq!(utc(951_782_400), "2000-02-29 00:00:00 UTC");
         assert_eq!(utc(1_798_761_599), "2026-12-31 23:59:59 UTC");
+    }
+
+    #[test]
+    fn a_kernel_of_brigs_own_means_a_microvm() {
+        assert_eq!(
+            isolation_of("Linux version 6.12.9 (brig@brig) (gcc 12) #1 SMP"),
+            "vm"
+        );
+        assert_eq!(
+            isolation_of("Linux version 6.1.0 (debian-kernel@lists.debian.org)"),
+            "container"
+        );
     }
 
     #[test]
