@@ -1,1 +1,50 @@
-//! engine
+//! Sandboxes: making, starting, watching, stopping and removing them.
+//!
+//! | module | job |
+//! |---|---|
+//! | [`engine`] | what a command line or an API server asks for: [`Engine`] |
+//! | [`sandbox`] | a sandbox's records and directory, and finding one |
+//! | [`supervisor`] | the process of one running sandbox |
+//! | [`control`], [`frames`] | what the two above say to each other |
+//! | [`guest`], [`vmm`], [`kvm`], [`host`], [`console`] | a guest, the process that runs it, and what it takes from the host |
+//! | [`unpack`] | images become EROFS files, in a guest |
+//! | [`spec`], [`disk`] | what a guest is given |
+//! | [`log`] | the output of sandboxes |
+//! | [`inspect`] | a sandbox as Docker's API describes a container |
+//! | [`port`], [`resources`], [`signal`], [`name`], [`id`] | values that users write |
+//!
+//! There is no daemon: state is on disk, and any number of processes may use one root at the same time. A sandbox's
+//! supervisor is the only one that writes its state while it lives, which its lock shows.
+
+pub mod clock;
+pub mod console;
+pub mod control;
+pub mod disk;
+pub mod engine;
+pub mod error;
+pub mod frames;
+pub mod guest;
+pub mod host;
+pub mod id;
+pub mod inspect;
+pub mod kvm;
+pub mod log;
+pub mod name;
+pub mod paths;
+pub mod port;
+pub mod resources;
+pub mod sandbox;
+pub mod signal;
+pub mod spec;
+pub mod supervisor;
+#[cfg(test)]
+mod test_support;
+pub mod unpack;
+pub mod vmm;
+
+pub use self::{
+    engine::{CreateOptions, Engine},
+    error::Error,
+    id::SandboxId,
+    paths::Paths,
+};

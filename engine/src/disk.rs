@@ -1,0 +1,200 @@
+//! The writable disk of a sandbox: a sparse ext4 file, copied from a blank template that is made once.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
+
+use crate::{Error, Paths};
+
+/// Bytes that the filesystem has to offer. The file takes from the host only what is written to it.
+pub const DISK_BYTES: u64 = 10 << 30;
+
+/// Part of the template's name: another one whenever [`FORMAT`] changes.
+const FORMAT_VERSION: u32 = 1;
+
+/// Features and layout, see mke2fs(8). What is left out costs the guest's kernel instructions at each mount or write:
+/// checksums of metadata, a resize inode, backups of superblocks. A journal is kept, for a VMM may be killed at any
+/// moment, and is small because the sandbox's own syncs are.
+const FORMAT: [&str; 16] = [
+    "-q",
+    "-F",
+    "-b",
+    "4096",
+    // Room for nanoseconds, years after 2038 and small extended attributes.
+    "-I",
+    "256",
+    "-i",
+    "16384",
+    "-O",
+    "none,has_journal,filetype,dir_index,extent,flex_bg,large_file,dir_nlink,extra_isize,sparse_super2,uninit_bg",
+    "-J",
+    "size=4",
+    "-m",
+    "0",
+    "-E",
+    "num_backup_sb=0,lazy_itable_init=1,lazy_journal_init=1,nodiscard,packed_meta_blocks=1,root_owner=0:0",
+];
+
+/// Where mke2fs is when `PATH` does not say, as for most users other than root.
+const MKE2FS: [&str; 3] = ["mke2fs", "/sbin/mke2fs", "/usr/sbin/mke2fs"];
+
+/// The blank disk of `paths`, made when it is not there yet.
+///
+/// # Errors
+/// [`Error::NoMke2fs`], [`Error::Mke2fs`], [`Error::File`].
+pub fn template(paths: &Paths) -> Result<PathBuf, Error> {
+    let path = paths
+        .templates()
+        .join(format!("blank-{}m-v{FORMAT_VERSION}.ext4", DISK_BYTES >> 20));
+    if !path.exists() {
+        let temporary = path.with_extension(format!("new-{}", std::process::id()));
+        let made = make_filesystem(&temporary)
+            .and_then(|()| fs::rename(&temporary, &path).map_err(Error::file("make", &path)));
+        if made.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        made?;
+    }
+    Ok(path)
+}
+
+fn make_filesystem(path: &Path) -> Result<(), Error> {
+    let file = new_file(path)?;
+    file.set_len(DISK_BYTES).map_err(Error::file("make", path))?;
+    drop(file);
+    for program in MKE2FS {
+        let result = Command::new(program)
+            .args(FORMAT)
+            .arg(path)
+            // The machine's own mke2fs.conf could add features.
+            .env("MKE2FS_CONFIG", "/dev/null")
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .output();
+        match result {
+            Ok(output) if output.status.success() => return Ok(()),
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stderr);
+                return Err(Error::Mke2fs(
+                    said.lines().last().unwrap_or("it said nothing").to_owned(),
+                ));
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::file("run", Path::new(program))(e)),
+        }
+    }
+    Err(Error::NoMke2fs)
+}
+
+/// Copies `from` to the new file `to`, sharing its blocks where the filesystem can and leaving holes as holes.
+///
+/// # Errors
+/// [`Error::File`] with `to`.
+pub fn copy_sparse(from: &Path, to: &Path) -> Result<(), Error> {
+    let source = File::open(from).map_err(Error::file("open", from))?;
+    let target = new_file(to)?;
+    if ioctl_ficlone(&target, &source).is_ok() {
+        return Ok(());
+    }
+    copy_data(&source, &target).map_err(Error::file("write", to))
+}
+
+fn copy_data(source: &File, target: &File) -> io::Result<()> {
+    let length = source.metadata()?.len();
+    target.set_len(length)?;
+    let mut position = 0;
+    while position < length {
+        let data = match seek(source, SeekFrom::Data(position)) {
+            Ok(data) => data,
+            // No data up to the end.
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(e) => return Err(e.into()),
+        };
+        let hole = seek(source, SeekFrom::Hole(data))?;
+        copy_extent(source, target, data, hole)?;
+        position = hole;
+    }
+    Ok(())
+}
+
+fn copy_extent(source: &File, target: &File, start: u64, end: u64) -> io::Result<()> {
+    let (mut from, mut to) = (start, start);
+    while from < end {
+        let length = usize::try_from(end - from).unwrap_or(usize::MAX);
+        if copy_file_range(source, Some(&mut from), target, Some(&mut to), length)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(())
+}
+
+fn new_file(path: &Path) -> Result<File, Error> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(Error::file("make", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Seek, Write},
+        os::unix::fs::MetadataExt,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_copy_has_the_same_bytes_and_the_same_holes() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        let mut file = File::create(&from).unwrap();
+        file.set_len(8 << 20).unwrap();
+        for position in [4096, 3 << 20, (8 << 20) - 5] {
+            file.seek(io::SeekFrom::Start(position)).unwrap();
+            file.write_all(b"bytes").unwrap();
+        }
+        copy_sparse(&from, &to).unwrap();
+        assert_eq!(fs::read(&from).unwrap(), fs::read(&to).unwrap());
+        assert!(fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20);
+    }
+
+    #[test]
+    fn an_empty_file_and_one_that_is_a_single_hole_are_copied() {
+        let directory = tempfile::tempdir().unwrap();
+        for length in [0, 1 << 20] {
+            let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+            File::create(&from).unwrap().set_len(length).unwrap();
+            copy_sparse(&from, &to).unwrap();
+            assert_eq!(fs::metadata(&to).unwrap().len(), length);
+        }
+    }
+
+    #[test]
+    fn the_template_is_made_once_and_takes_little_space() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            root: directory.path().to_owned(),
+            runtime: directory.path().to_owned(),
+            lib: directory.path().to_owned(),
+        };
+        paths.make().unwrap();
+        let path = match template(&paths) {
+            Err(Error::NoMke2fs) => return eprintln!("skipped: e2fsprogs is not installed"),
+            made => made.unwrap(),
+        };
+        let made = fs::metadata(&path).unwrap();
+        assert_eq!(made.len(), DISK_BYTES);
+        assert!(made.blocks() * 512 < 16 << 20, "{} bytes", made.blocks() * 512);
+        assert_eq!(fs::metadata(template(&paths).unwrap()).unwrap().ino(), made.ino());
+    }
+}

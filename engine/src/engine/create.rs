@@ -1,0 +1,265 @@
+//! From what an image says and a user wants to a sandbox's configuration.
+
+use std::collections::BTreeMap;
+
+use brig_image_store::Image;
+use jiff::Timestamp;
+
+use crate::{
+    Error, SandboxId,
+    port::PublishedPort,
+    resources::{Cpus, MemoryMib},
+    sandbox::{Config, config},
+    signal::Signal,
+    spec,
+};
+
+/// What a user may choose. The default leaves everything to the image and to brig.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CreateOptions {
+    /// The image as the user wrote it.
+    pub image: String,
+    /// Takes the place of the image's command.
+    pub command: Vec<String>,
+    /// Takes the place of the image's entrypoint, and drops its command. Empty text stands for none.
+    pub entrypoint: Option<String>,
+    /// The name; a random one when there is none.
+    pub name: Option<String>,
+    /// `NAME=value` entries.
+    pub env: Vec<String>,
+    /// Working directory.
+    pub working_dir: Option<String>,
+    /// User.
+    pub user: Option<String>,
+    /// Hostname; the short id when there is none.
+    pub hostname: Option<String>,
+    /// Guest memory.
+    pub memory: Option<MemoryMib>,
+    /// CPU time.
+    pub cpus: Option<Cpus>,
+    /// Ports to publish.
+    pub ports: Vec<PublishedPort>,
+    /// The signal that `stop` sends.
+    pub stop_signal: Option<Signal>,
+    /// Whether the sandbox goes with its process's end.
+    pub auto_remove: bool,
+    /// Whether the process has a standard input.
+    pub stdin: bool,
+    /// Labels, beside those of the image.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A configuration that lacks an id, a name and what depends on them.
+#[derive(Debug)]
+pub(super) struct Draft {
+    config: Config,
+    hostname: Option<String>,
+    image_env: Vec<String>,
+    user_env: Vec<String>,
+}
+
+/// Checks everything that can be wrong with `options`.
+pub(super) fn draft(image: &Image, options: &CreateOptions) -> Result<Draft, Error> {
+    let said = &image.config;
+    let (entrypoint, image_command) = match options.entrypoint.as_deref() {
+        None => (said.entrypoint.clone(), said.cmd.clone()),
+        Some("") => (Vec::new(), Vec::new()),
+        Some(program) => (vec![program.to_owned()], Vec::new()),
+    };
+    let command = if options.command.is_empty() {
+        image_command
+    } else {
+        options.command.clone()
+    };
+    if entrypoint
+        .first()
+        .or(command.first())
+        .is_none_or(String::is_empty)
+    {
+        return Err(Error::NoCommand(options.image.clone()));
+    }
+    let stop_signal = match (options.stop_signal, &said.stop_signal) {
+        (Some(signal), _) => signal,
+        (None, Some(signal)) => signal.parse()?,
+        (None, None) => Signal::TERM,
+    };
+    let mut labels = said.labels.clone();
+    labels.extend(options.labels.clone());
+    let draft = Draft {
+        config: Config {
+            version: config::VERSION,
+            // Takes the place of the real one until there is one: the checks below look at neither id nor name.
+            id: SandboxId::random()?,
+            name: String::new(),
+            created: Timestamp::now(),
+            image_id: image.id.to_string(),
+            image: options.image.clone(),
+            entrypoint,
+            command,
+            env: Vec::new(),
+            working_dir: options
+                .working_dir
+                .clone()
+                .unwrap_or_else(|| absolute(&said.working_dir)),
+            user: options.user.clone().unwrap_or_else(|| said.user.clone()),
+            hostname: String::new(),
+            stdin: options.stdin,
+            memory: options.memory.unwrap_or(MemoryMib::DEFAULT).check_host()?,
+            cpus: options.cpus.unwrap_or(Cpus::DEFAULT),
+            ports: options.ports.clone(),
+            exposed_ports: said.exposed_ports.iter().map(ToString::to_string).collect(),
+            stop_signal,
+            auto_remove: options.auto_remove,
+            labels,
+        },
+        hostname: options.hostname.clone(),
+        image_env: said.env.clone(),
+        user_env: options.env.clone(),
+    };
+    spec::environment("", &draft.image_env, &draft.user_env)?;
+    spec::check(&draft.clone_for_check())?;
+    Ok(draft)
+}
+
+/// As Docker reads an image's working directory.
+fn absolute(path: &str) -> String {
+    if path.starts_with('/') {
+        path.to_owned()
+    } else {
+        format!("/{path}")
+    }
+}
+
+impl Draft {
+    fn clone_for_check(&self) -> Config {
+        self.filled(self.config.id.clone(), String::new())
+    }
+
+    /// The configuration of the sandbox with this id and name.
+    pub fn finish(self, id: SandboxId, name: String) -> Config {
+        self.filled(id, name)
+    }
+
+    fn filled(&self, id: SandboxId, name: String) -> Config {
+        let hostname = self.hostname.clone().unwrap_or_else(|| id.short().to_owned());
+        // The entries have been checked, and a hostname has nothing that could make one wrong.
+        let env = spec::environment(&hostname, &self.image_env, &self.user_env).unwrap_or_default();
+        Config {
+            id,
+            name,
+            hostname,
+            env,
+            ..self.config.clone()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::image;
+
+    fn options() -> CreateOptions {
+        CreateOptions {
+            image: "img".into(),
+            ..CreateOptions::default()
+        }
+    }
+
+    fn args(image: &Image, options: &CreateOptions) -> Result<Vec<String>, Error> {
+        Ok(draft(image, options)?
+            .finish(SandboxId::random()?, "x".into())
+            .args())
+    }
+
+    #[test]
+    fn entrypoint_and_command_are_chosen_as_docker_does() {
+        let image = image(&["/entry", "-e"], &["cmd"]);
+        assert_eq!(args(&image, &options()).unwrap(), ["/entry", "-e", "cmd"]);
+        let command = vec!["other".to_owned()];
+        let with_command = CreateOptions { command, ..options() };
+        assert_eq!(args(&image, &with_command).unwrap(), ["/entry", "-e", "other"]);
+        let entry = |text: &str| CreateOptions {
+            entrypoint: Some(text.into()),
+            ..options()
+        };
+        assert_eq!(args(&image, &entry("/sh")).unwrap(), ["/sh"]);
+        assert!(matches!(args(&image, &entry("")), Err(Error::NoCommand(_))));
+        assert_eq!(
+            args(
+                &image,
+                &CreateOptions {
+                    entrypoint: Some(String::new()),
+                    ..with_command
+                }
+            )
+            .unwrap(),
+            ["other"]
+        );
+    }
+
+    #[test]
+    fn an_image_without_a_command_says_so() {
+        let error = args(&image(&[], &[]), &options()).unwrap_err();
+        assert!(error.to_string().contains("names no command"), "{error}");
+    }
+
+    #[test]
+    fn the_users_wishes_win_over_the_images() {
+        let mut image = image(&[], &["cmd"]);
+        image.config.stop_signal = Some("SIGQUIT".into());
+        image.config.env = vec!["A=image".into(), "B=image".into()];
+        image.config.working_dir = "srv".into();
+        let options = CreateOptions {
+            env: vec!["A=user".into()],
+            hostname: Some("box".into()),
+            ..options()
+        };
+        let config = draft(&image, &options)
+            .unwrap()
+            .finish(SandboxId::random().unwrap(), "x".into());
+        assert_eq!(
+            config.env,
+            [spec::DEFAULT_PATH, "HOSTNAME=box", "A=user", "B=image"]
+        );
+        assert_eq!(
+            (config.stop_signal.number(), config.working_dir.as_str()),
+            (3, "/srv")
+        );
+        let options = CreateOptions {
+            stop_signal: Some(Signal::KILL),
+            ..options
+        };
+        assert_eq!(draft(&image, &options).unwrap().config.stop_signal, Signal::KILL);
+    }
+
+    #[test]
+    fn the_hostname_is_the_short_id_when_nobody_chose_one() {
+        let id = SandboxId::random().unwrap();
+        let config = draft(&image(&[], &["cmd"]), &options())
+            .unwrap()
+            .finish(id.clone(), "x".into());
+        assert_eq!(config.hostname, id.short());
+        assert!(config.env.contains(&format!("HOSTNAME={}", id.short())));
+    }
+
+    #[test]
+    fn wrong_options_are_refused_before_anything_is_made() {
+        let image = image(&[], &["cmd"]);
+        let bad = CreateOptions {
+            hostname: Some("a b".into()),
+            ..options()
+        };
+        assert!(matches!(args(&image, &bad), Err(Error::InvalidHostname(_))));
+        let bad = CreateOptions {
+            env: vec!["x".into()],
+            ..options()
+        };
+        assert!(matches!(args(&image, &bad), Err(Error::InvalidEnv(_))));
+        let bad = CreateOptions {
+            working_dir: Some("x".into()),
+            ..options()
+        };
+        assert!(matches!(args(&image, &bad), Err(Error::InvalidWorkingDir(_))));
+    }
+}

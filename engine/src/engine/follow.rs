@@ -1,0 +1,123 @@
+//! Reading a log while it is written: woken by inotify(7), ended by the end of the sandbox's supervisor.
+
+use std::{io, mem::MaybeUninit, os::fd::OwnedFd};
+
+use rustix::fs::inotify;
+use tokio::{
+    io::{AsyncReadExt, Interest, unix::AsyncFd},
+    net::UnixStream,
+};
+
+use crate::{
+    Error,
+    log::{Entry, LogOptions, LogReader},
+    sandbox::Directory,
+};
+
+/// Bytes for the kernel's notices, of which only that they came is of interest.
+const NOTICE_BYTES: usize = 4096;
+
+/// A log that may still be written.
+#[derive(Debug)]
+pub struct LogFollower {
+    reader: LogReader,
+    notices: AsyncFd<OwnedFd>,
+    /// A connection to the supervisor, which says something or closes at its end.
+    supervisor: Option<UnixStream>,
+}
+
+impl LogFollower {
+    /// Reads the log in `directory` until `supervisor` hears of the end; without a supervisor only what is there.
+    pub(super) fn open(
+        directory: &Directory,
+        options: LogOptions,
+        supervisor: Option<UnixStream>,
+    ) -> Result<Self, Error> {
+        let log = directory.log();
+        let watch = || -> io::Result<AsyncFd<OwnedFd>> {
+            let notices = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
+            let wanted = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE;
+            inotify::add_watch(&notices, directory.path(), wanted)?;
+            // SAFETY: an `OwnedFd` names the same open descriptor as long as it lives, and the `AsyncFd` owns it.
+            Ok(unsafe { AsyncFd::register_with_interest(notices, Interest::READABLE) }?)
+        };
+        let notices = watch().map_err(Error::file("watch", directory.path()))?;
+        // Opened after the watch, so that nothing falls between them.
+        let reader = LogReader::open(&log, options).map_err(Error::file("read", &log))?;
+        Ok(Self {
+            reader,
+            notices,
+            supervisor,
+        })
+    }
+
+    /// The next entry, or `None` at the end. Cancel safe.
+    ///
+    /// # Errors
+    /// Those of read(2).
+    pub async fn next(&mut self) -> io::Result<Option<Entry>> {
+        loop {
+            if let Some(entry) = self.reader.next()? {
+                return Ok(Some(entry));
+            }
+            let Some(supervisor) = &mut self.supervisor else {
+                return Ok(None);
+            };
+            let mut said = [0; 1];
+            tokio::select! {
+                // A word or the end of the connection: everything is written by then.
+                _ = supervisor.read(&mut said) => self.supervisor = None,
+                noticed = self.notices.async_io(Interest::READABLE, drain) => noticed?,
+            }
+        }
+    }
+}
+
+/// Takes the notices that are there.
+fn drain(notices: &OwnedFd) -> io::Result<()> {
+    let mut buffer = [MaybeUninit::uninit(); NOTICE_BYTES];
+    rustix::io::read(notices, &mut buffer)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::log::{LogWriter, Stream};
+
+    #[tokio::test]
+    async fn entries_arrive_until_the_supervisor_ends() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = Directory::new(temporary.path().to_owned());
+        let (near, far) = UnixStream::pair().unwrap();
+        let mut follower = LogFollower::open(&directory, LogOptions::default(), Some(far)).unwrap();
+        let mut log = LogWriter::open(&directory.log()).unwrap();
+        for line in ["one\n", "two\n"] {
+            let next = follower.next();
+            tokio::pin!(next);
+            tokio::select! {
+                biased;
+                _ = &mut next => panic!("there is no entry yet"),
+                () = tokio::task::yield_now() => {}
+            }
+            log.write(Stream::Stdout, line.as_bytes(), Timestamp::UNIX_EPOCH)
+                .unwrap();
+            assert_eq!(next.await.unwrap().unwrap().log, line);
+        }
+        log.write(Stream::Stdout, b"last\n", Timestamp::UNIX_EPOCH)
+            .unwrap();
+        drop(near);
+        assert_eq!(follower.next().await.unwrap().unwrap().log, "last\n");
+        assert_eq!(follower.next().await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn the_log_of_a_sandbox_that_is_over_has_an_end() {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = Directory::new(temporary.path().to_owned());
+        let mut follower = LogFollower::open(&directory, LogOptions::default(), None).unwrap();
+        assert_eq!(follower.next().await.unwrap(), None);
+    }
+}

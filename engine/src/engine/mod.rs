@@ -1,0 +1,337 @@
+//! What a command line or an API server asks for.
+//!
+//! | module | job |
+//! |---|---|
+//! | here | images, making, finding, stopping, waiting for and removing sandboxes |
+//! | [`create`] | from an image's and a user's wishes to a [`Config`] |
+//! | [`session`] | starting a sandbox and staying attached to it |
+//! | [`follow`] | a log that is still being written |
+//!
+//! Futures of this module need a current-thread runtime with a [`tokio::task::LocalSet`], except where noted.
+
+mod create;
+mod follow;
+mod session;
+
+use std::{path::PathBuf, time::Duration};
+
+use brig_image_store::{Image, Store};
+use brig_protocol::frame::FrameError;
+use serde_json::Value;
+use tokio::net::UnixStream;
+
+pub use self::{
+    create::CreateOptions,
+    follow::LogFollower,
+    session::{Message, Session, SessionInput, SessionOutput, StartOptions},
+};
+use crate::{
+    Error, Paths, SandboxId,
+    control::{self, Exit, FRAME_BYTES, Reply, Request},
+    disk,
+    error::CODE_BRIG,
+    frames::{self, FrameReader},
+    host::Machine,
+    log::{LogOptions, LogReader},
+    sandbox::{Config, Registry, Sandbox, lock::Lock},
+    signal::Signal,
+    unpack,
+};
+
+/// The image that ships with brig.
+const WELCOME: [&str; 2] = ["welcome", "welcome:latest"];
+
+/// How often, and after what rests, the lock of a sandbox is tried whose supervisor is about to end.
+const LOCK_TRIES: u32 = 200;
+const LOCK_REST: Duration = Duration::from_millis(25);
+
+/// One brig installation: its images and its sandboxes.
+#[derive(Debug)]
+pub struct Engine {
+    paths: Paths,
+    registry: Registry,
+    store: Store,
+    host: Machine,
+    /// The program that is a supervisor when it is told so.
+    supervisor: PathBuf,
+}
+
+impl Engine {
+    /// With the files at `paths`; directories that are missing are made.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::Image`].
+    pub fn open(paths: Paths) -> Result<Self, Error> {
+        paths.make()?;
+        Ok(Self {
+            registry: Registry::new(paths.sandboxes()),
+            store: Store::open(&paths.images())?,
+            host: Machine::new(&paths),
+            supervisor: own_program(),
+            paths,
+        })
+    }
+
+    /// Where its files are.
+    pub fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// Its images.
+    pub fn images(&self) -> &Store {
+        &self.store
+    }
+
+    /// The image with this name or id. `welcome` is loaded when it is asked for the first time.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchImage`], [`Error::Image`].
+    pub fn find_image(&self, name: &str) -> Result<Image, Error> {
+        if let Some(image) = self.store.resolve(name)? {
+            return Ok(image);
+        }
+        if WELCOME.contains(&name) && self.paths.welcome().exists() {
+            self.store.load_path(&self.paths.welcome(), &mut |_| {})?;
+        }
+        self.store
+            .resolve(name)?
+            .ok_or_else(|| Error::NoSuchImage(name.to_owned()))
+    }
+
+    /// Makes sure that `image` can be run. See [`unpack::ensure`].
+    ///
+    /// # Errors
+    /// Those of [`unpack::ensure`].
+    pub async fn unpack(
+        &self,
+        image: &Image,
+        progress: &mut dyn FnMut(unpack::Progress),
+    ) -> Result<(), Error> {
+        unpack::ensure(&self.paths, &self.host, &self.store, image, progress).await?;
+        Ok(())
+    }
+
+    /// Makes a sandbox of `image`.
+    ///
+    /// # Errors
+    /// Those of the options' checks, [`Error::NameInUse`], those of making its disk. Nothing is left then.
+    pub fn create(&self, image: &Image, options: &CreateOptions) -> Result<Config, Error> {
+        let draft = create::draft(image, options)?;
+        let template = disk::template(&self.paths)?;
+        self.registry.create(
+            options.name.as_deref(),
+            |id, name| draft.finish(id, name),
+            |directory| disk::copy_sparse(&template, &directory.disk()),
+        )
+    }
+
+    /// All sandboxes, the newest first.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn list(&self) -> Result<Vec<Sandbox>, Error> {
+        self.registry.list()
+    }
+
+    /// The sandbox with this id, name or unique prefix of an id.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSandbox`], [`Error::AmbiguousPrefix`].
+    pub fn find(&self, reference: &str) -> Result<Sandbox, Error> {
+        self.registry.find(reference)
+    }
+
+    /// The sandbox as Docker's API describes a container.
+    ///
+    /// # Errors
+    /// Those of [`Self::find`].
+    pub fn inspect(&self, reference: &str) -> Result<Value, Error> {
+        Ok(crate::inspect::inspect(&self.paths, &self.find(reference)?))
+    }
+
+    /// Spawns the supervisor of a sandbox that is not running and asks it to start; [`SessionOutput::started`] tells how that
+    /// went.
+    ///
+    /// # Errors
+    /// [`Error::Start`] when a port is in use, [`Error::AlreadyRunning`].
+    pub async fn start(&self, id: &SandboxId, options: StartOptions) -> Result<Session, Error> {
+        if self.registry.load(id)?.supervised {
+            return Err(Error::AlreadyRunning(id.short().to_owned()));
+        }
+        Session::start(&self.supervisor, &self.paths, id, options).await
+    }
+
+    /// Sends a signal to the process of a running sandbox.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`].
+    pub async fn kill(&self, reference: &str, signal: Signal) -> Result<(), Error> {
+        let sandbox = self.find(reference)?;
+        let not_running = || Error::NotRunning(reference.to_owned());
+        if !sandbox.is_running() {
+            return Err(not_running());
+        }
+        match self.ask(sandbox.id(), &Request::Signal(signal.number())).await? {
+            Some(Reply::Done) => Ok(()),
+            _ => Err(not_running()),
+        }
+    }
+
+    /// Sends the stop signal (or another), SIGKILL after `timeout_s` seconds (`None`: never), and waits for the end. A
+    /// sandbox that is not running is left as it is.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSandbox`], [`Error::Control`].
+    pub async fn stop(
+        &self,
+        reference: &str,
+        signal: Option<Signal>,
+        timeout_s: Option<u32>,
+    ) -> Result<(), Error> {
+        let sandbox = self.find(reference)?;
+        if sandbox.supervised {
+            let signal = signal.unwrap_or(sandbox.config.stop_signal).number();
+            self.ask(sandbox.id(), &Request::Stop { signal, timeout_s })
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the end of a sandbox's process and gives its exit code; of one that does not run, the last.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSandbox`]; [`Error::SupervisorLost`] when nobody knows any more.
+    pub async fn wait(&self, reference: &str) -> Result<i32, Error> {
+        let sandbox = self.find(reference)?;
+        if sandbox.supervised {
+            match self.ask(sandbox.id(), &Request::Wait).await? {
+                Some(Reply::Exited(exit)) => return Ok(exit.code),
+                Some(Reply::Failed { code, .. }) => return Ok(code),
+                _ => {}
+            }
+        }
+        match self.registry.load(sandbox.id()) {
+            Ok(sandbox) => Ok(sandbox.state.exit_code),
+            Err(Error::NoSuchSandbox(_)) => Err(Error::SupervisorLost(sandbox.id().short().to_owned())),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Removes a sandbox; with `force` one that runs is killed before.
+    ///
+    /// # Errors
+    /// [`Error::RunningCannotRemove`], [`Error::NoSuchSandbox`].
+    pub async fn remove(&self, reference: &str, force: bool) -> Result<(), Error> {
+        let id = self.find(reference)?.config.id;
+        for _ in 0..LOCK_TRIES {
+            let sandbox = match self.registry.load(&id) {
+                Ok(sandbox) => sandbox,
+                // A sandbox with --rm goes with its end.
+                Err(Error::NoSuchSandbox(_)) => return Ok(()),
+                Err(e) => return Err(e),
+            };
+            if sandbox.supervised {
+                if !force {
+                    return Err(Error::RunningCannotRemove(reference.to_owned()));
+                }
+                self.ask(&id, &Request::Kill).await?;
+            }
+            let path = self.registry.directory(&id).lock();
+            match Lock::try_take(&path) {
+                Ok(Some(lock)) => return self.registry.remove(&id, &lock),
+                // Its supervisor is just starting or ending, or somebody looks it up.
+                Ok(None) => tokio::time::sleep(LOCK_REST).await,
+                Err(e) => return Err(e.missing_as(|| Error::NoSuchSandbox(reference.to_owned()))),
+            }
+        }
+        Err(Error::RunningCannotRemove(reference.to_owned()))
+    }
+
+    /// What a sandbox has written so far.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSandbox`], [`Error::File`].
+    pub fn logs(&self, reference: &str, options: LogOptions) -> Result<LogReader, Error> {
+        let sandbox = self.find(reference)?;
+        let path = self.registry.directory(sandbox.id()).log();
+        LogReader::open(&path, options).map_err(Error::file("read", &path))
+    }
+
+    /// What a sandbox has written and will write until its end.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSandbox`], [`Error::File`].
+    pub async fn follow(&self, reference: &str, options: LogOptions) -> Result<LogFollower, Error> {
+        let sandbox = self.find(reference)?;
+        let directory = self.registry.directory(sandbox.id());
+        let end = match sandbox.supervised {
+            true => self.connect(sandbox.id(), &Request::Wait).await?,
+            false => None,
+        };
+        LogFollower::open(&directory, options, end)
+    }
+
+    /// What kind of KVM this host has.
+    ///
+    /// # Errors
+    /// Those of opening `/dev/kvm` and of the probe.
+    pub async fn kvm(&self) -> Result<brig_protocol::vmm::KvmKind, Error> {
+        let device = crate::kvm::open()?;
+        crate::kvm::kind(&self.paths, &device, &self.host).await
+    }
+
+    /// Sends a request to a supervisor. `None` when there is none.
+    async fn connect(&self, id: &SandboxId, request: &Request) -> Result<Option<UnixStream>, Error> {
+        let mut stream = match control::connect(&self.paths.runtime, id).await {
+            Ok(stream) => stream,
+            Err(Error::NotRunning(_)) => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        match frames::write(&mut stream, request, FRAME_BYTES).await {
+            Ok(()) => Ok(Some(stream)),
+            Err(FrameError::Io(_)) => Ok(None),
+            Err(source) => Err(Error::Control {
+                id: id.short().to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// Sends a request to a supervisor and waits for the reply. `None` when there is no supervisor, or it ended without
+    /// one.
+    async fn ask(&self, id: &SandboxId, request: &Request) -> Result<Option<Reply>, Error> {
+        let Some(stream) = self.connect(id, request).await? else {
+            return Ok(None);
+        };
+        match FrameReader::new(stream, FRAME_BYTES).next().await {
+            Ok(reply) => Ok(Some(reply)),
+            Err(FrameError::Closed | FrameError::Io(_)) => Ok(None),
+            Err(source) => Err(Error::Control {
+                id: id.short().to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// How a sandbox ended whose supervisor did not say so.
+    pub fn lost(&self, id: &SandboxId) -> Exit {
+        let state = self.registry.load(id).ok().map(|sandbox| sandbox.state);
+        Exit {
+            code: state.as_ref().map_or(CODE_BRIG, |state| state.exit_code),
+            error: Some(
+                state
+                    .and_then(|state| state.error)
+                    .unwrap_or_else(|| Error::SupervisorLost(id.short().to_owned()).to_string()),
+            ),
+            ..Exit::default()
+        }
+    }
+}
+
+/// The running program. One that has been replaced on disk since is still reached through the kernel's link.
+fn own_program() -> PathBuf {
+    std::env::current_exe()
+        .ok()
+        .filter(|path| path.exists())
+        .unwrap_or_else(|| "/proc/self/exe".into())
+}

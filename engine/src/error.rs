@@ -1,0 +1,303 @@
+//! What can go wrong, one line each. The source is chained and not repeated in the message.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use brig_protocol::{
+    agent::StartFailure,
+    vmm::{MEMORY_MIB_MAX, MEMORY_MIB_MIN, VCPUS_MAX},
+};
+
+use crate::port::PortError;
+
+/// Exit code when brig itself fails.
+pub const CODE_BRIG: i32 = 125;
+/// Exit code when the command cannot be executed.
+pub const CODE_NOT_EXECUTABLE: i32 = 126;
+/// Exit code when the command is not there.
+pub const CODE_NOT_FOUND: i32 = 127;
+
+/// Why the engine could not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No id, name or prefix of an id.
+    #[error("no such sandbox: {0}")]
+    NoSuchSandbox(String),
+    /// More than one id starts so.
+    #[error("the id prefix {0} is ambiguous: write more of its digits")]
+    AmbiguousPrefix(String),
+    /// Names are unique.
+    #[error("the name {name:?} is in use by sandbox {id}: remove it (brig rm {name}) or choose another name")]
+    NameInUse {
+        /// The name.
+        name: String,
+        /// Short id of the sandbox that has it.
+        id: String,
+    },
+    /// Docker's rule for names.
+    #[error(
+        "invalid name {0:?}: a name has two or more of a-z, A-Z, 0-9, '_', '.', '-' and starts with a letter or digit"
+    )]
+    InvalidName(String),
+    /// No signal is called so.
+    #[error("invalid signal: {0}")]
+    InvalidSignal(String),
+    /// No amount of memory.
+    #[error("invalid amount of memory {0:?}: write it as 512m or 1g")]
+    InvalidMemory(String),
+    /// A guest kernel needs more.
+    #[error("{asked} of memory is too little for a guest: give it {MEMORY_MIB_MIN} MiB or more")]
+    MemoryTooSmall {
+        /// As the user wrote it.
+        asked: String,
+    },
+    /// More than a VMM can give.
+    #[error("{asked} of memory is too much for a guest: at most {MEMORY_MIB_MAX} MiB")]
+    MemoryTooLarge {
+        /// As the user wrote it.
+        asked: String,
+    },
+    /// More than the host has.
+    #[error(
+        "not enough memory for the guest: {asked_mib} MiB asked for, {host_mib} MiB is what the host has (-m gives another amount)"
+    )]
+    MemoryOfHost {
+        /// What the guest should get.
+        asked_mib: u32,
+        /// What the host has.
+        host_mib: u64,
+    },
+    /// No number of CPUs.
+    #[error("invalid number of CPUs {0:?}: from 0.01 to {VCPUS_MAX}")]
+    InvalidCpus(String),
+    /// Not `NAME=value`, or a NUL byte in it.
+    #[error("invalid environment variable {0:?}")]
+    InvalidEnv(String),
+    /// Not an absolute path.
+    #[error("invalid working directory {0:?}: it must be an absolute path")]
+    InvalidWorkingDir(String),
+    /// A hostname has letters, digits, dots and dashes, 64 at most.
+    #[error("invalid hostname {0:?}")]
+    InvalidHostname(String),
+    /// An argument cannot be passed to exec.
+    #[error("invalid argument: it contains a NUL byte")]
+    InvalidArgument,
+    /// Arguments, environment and labels do not fit into a message to the guest.
+    #[error("the command and its environment are too long: {bytes} bytes, at most {limit}")]
+    CommandTooLong {
+        /// What they take.
+        bytes: usize,
+        /// What they may take.
+        limit: usize,
+    },
+    /// `-p` is wrong.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// A host port is taken.
+    #[error("cannot publish {address}: the port is already in use")]
+    PortInUse {
+        /// What should have been bound.
+        address: String,
+    },
+    /// A host port cannot be bound for another reason.
+    #[error("cannot publish {address}")]
+    Bind {
+        /// What should have been bound.
+        address: String,
+        /// Why it cannot.
+        source: io::Error,
+    },
+    /// Neither the image nor the user says what to run.
+    #[error("the image {0} names no command: write one after the image")]
+    NoCommand(String),
+    /// The image is not in the store.
+    #[error("unable to find image '{0}' locally: load it from an archive with `brig load -i FILE`")]
+    NoSuchImage(String),
+    /// A sandbox's image has been removed.
+    #[error("the image {0} of this sandbox is not unpacked any more: load it again")]
+    ImageGone(String),
+    /// The image store failed.
+    #[error(transparent)]
+    Image(#[from] brig_image_store::StoreError),
+    /// The image could not be unpacked.
+    #[error("cannot unpack image {image}: {message}")]
+    Unpack {
+        /// The image.
+        image: String,
+        /// What the agent or the VMM said.
+        message: String,
+    },
+    /// Only what is not running can be removed or started.
+    #[error("the sandbox {0} is running: stop it before, or use -f")]
+    RunningCannotRemove(String),
+    /// It already runs, or another command starts it just now.
+    #[error("the sandbox {0} is already running or being started")]
+    AlreadyRunning(String),
+    /// Signals go to running sandboxes only.
+    #[error("the sandbox {0} is not running")]
+    NotRunning(String),
+    /// The sandbox could not be started.
+    #[error("{message}")]
+    Start {
+        /// 125, 126 or 127.
+        code: i32,
+        /// One line, causes included.
+        message: String,
+    },
+    /// The start was given up by the one who asked for it.
+    #[error("the start was interrupted")]
+    Interrupted,
+    /// A supervisor ended in the middle of a request.
+    #[error("the supervisor of sandbox {0} was killed")]
+    SupervisorLost(String),
+    /// A supervisor could not be spoken with.
+    #[error("cannot talk to the supervisor of sandbox {id}")]
+    Control {
+        /// Short id of the sandbox.
+        id: String,
+        /// What failed.
+        source: brig_protocol::frame::FrameError,
+    },
+    /// There is no KVM.
+    #[error(
+        "no /dev/kvm on this host: brig needs KVM (load the kernel module kvm_intel or kvm_amd; in a virtual machine, \
+         switch on nested virtualization)"
+    )]
+    NoKvm,
+    /// KVM is not for this user.
+    #[error(
+        "no permission to use /dev/kvm: add your user to the group kvm (usermod -aG kvm USER) and log in again"
+    )]
+    KvmPermission,
+    /// `/dev/kvm` cannot be opened for another reason.
+    #[error("cannot open /dev/kvm")]
+    Kvm(#[source] io::Error),
+    /// A file of the installation is missing.
+    #[error("cannot open {path}: run `make build`, or set BRIG_LIBDIR to the directory that has it")]
+    Installation {
+        /// The file.
+        path: PathBuf,
+        /// Why it cannot be opened.
+        source: io::Error,
+    },
+    /// `mke2fs` is needed once.
+    #[error("mke2fs is missing: install it (apt-get install e2fsprogs)")]
+    NoMke2fs,
+    /// `mke2fs` failed.
+    #[error("mke2fs failed: {0}")]
+    Mke2fs(String),
+    /// brig-vmm could not be started or ended too early.
+    #[error(transparent)]
+    Vmm(#[from] crate::vmm::VmmError),
+    /// A file of brig's.
+    #[error("cannot {action} {path}")]
+    File {
+        /// What was tried: a verb.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A record on disk is damaged.
+    #[error("the record {path} is damaged")]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// Neither `$BRIG_ROOT` nor a home directory is known.
+    #[error("no place for images and sandboxes: set BRIG_ROOT or HOME")]
+    NoHome,
+    /// The process could not be set up.
+    #[error("cannot set up the process")]
+    Runtime(#[source] io::Error),
+    /// The kernel gave no random numbers.
+    #[error("cannot get random numbers from the kernel")]
+    Random(#[source] io::Error),
+}
+
+impl Error {
+    /// For `map_err`: an I/O error on `path` while doing `action`.
+    pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { action, path, source }
+    }
+
+    /// Replaces the error of a file that is not there.
+    pub(crate) fn missing_as(self, other: impl FnOnce() -> Self) -> Self {
+        match self {
+            Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => other(),
+            error => error,
+        }
+    }
+
+    /// The exit code of a `brig run` or `brig start -a` that fails so.
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::Start { code, .. } => *code,
+            Self::Interrupted => 130,
+            _ => CODE_BRIG,
+        }
+    }
+}
+
+/// The exit code that a failed start of a process stands for.
+pub(crate) fn start_failure_code(kind: StartFailure) -> i32 {
+    match kind {
+        StartFailure::NotFound => CODE_NOT_FOUND,
+        StartFailure::NotExecutable => CODE_NOT_EXECUTABLE,
+        StartFailure::UnknownUser | StartFailure::Other => CODE_BRIG,
+    }
+}
+
+/// An error and its causes on one line. Control characters, which a guest may have put into its part, are replaced.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        if !text.ends_with(&message) {
+            text.push_str(": ");
+            text.push_str(&message);
+        }
+        cause = error.source();
+    }
+    one_line(&text, usize::MAX)
+}
+
+/// `text` without control characters and with at most `limit` characters: what a guest said, made fit for a terminal.
+pub fn one_line(text: &str, limit: usize) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(limit)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_names_each_cause_once() {
+        let error = Error::file("open", Path::new("/x"))(io::ErrorKind::NotFound.into());
+        assert_eq!(chain(&error), "cannot open /x: entity not found");
+    }
+
+    #[test]
+    fn what_a_guest_says_cannot_steer_a_terminal() {
+        assert_eq!(one_line("a\x1b[31m\nb\u{9b}c", 100), "a [31m b c");
+        assert_eq!(one_line("abcdef", 3), "abc");
+    }
+
+    #[test]
+    fn failures_to_start_have_dockers_exit_codes() {
+        assert_eq!(start_failure_code(StartFailure::NotFound), 127);
+        assert_eq!(start_failure_code(StartFailure::NotExecutable), 126);
+        assert_eq!(start_failure_code(StartFailure::UnknownUser), 125);
+        assert_eq!(Error::NoKvm.exit_code(), 125);
+    }
+}

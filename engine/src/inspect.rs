@@ -1,0 +1,165 @@
+//! A sandbox as Docker's API describes a container (`GET /containers/{id}/json`, API 1.50): the fields that mean
+//! something here, under Docker's names.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    Paths,
+    port::{BoundPort, PublishedPort},
+    sandbox::{Directory, Sandbox, Status},
+};
+
+/// What Docker shows for a time that never was.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// The description of `sandbox`.
+pub fn inspect(paths: &Paths, sandbox: &Sandbox) -> Value {
+    let config = &sandbox.config;
+    let directory = Directory::new(paths.sandbox(&config.id));
+    let args = config.args();
+    json!({
+        "Id": config.id.as_str(),
+        "Created": config.created.to_string(),
+        "Path": args.first(),
+        "Args": args.get(1..).unwrap_or_default(),
+        "State": state(sandbox),
+        "Image": config.image_id,
+        "ResolvConfPath": "",
+        "HostnamePath": "",
+        "HostsPath": "",
+        "LogPath": directory.log(),
+        "Name": format!("/{}", config.name),
+        "RestartCount": 0,
+        "Driver": "erofs",
+        "Platform": "linux",
+        "HostConfig": {
+            "AutoRemove": config.auto_remove,
+            "Memory": config.memory.bytes(),
+            "NanoCpus": config.cpus.nano(),
+            "NetworkMode": "none",
+            "PortBindings": wanted_ports(&config.ports),
+            "LogConfig": { "Type": "json-file", "Config": {} },
+            "Isolation": "vm",
+        },
+        "Config": {
+            "Hostname": config.hostname,
+            "User": config.user,
+            "AttachStdin": config.stdin,
+            "OpenStdin": config.stdin,
+            "Tty": false,
+            "Env": config.env,
+            "Cmd": non_empty(&config.command),
+            "Entrypoint": non_empty(&config.entrypoint),
+            "Image": config.image,
+            "WorkingDir": config.working_dir,
+            "Labels": config.labels,
+            "StopSignal": config.stop_signal.to_string(),
+            "ExposedPorts": exposed_ports(sandbox),
+        },
+        "NetworkSettings": { "Ports": bound_ports(&sandbox.state.ports) },
+    })
+}
+
+fn state(sandbox: &Sandbox) -> Value {
+    let state = &sandbox.state;
+    let time = |time: Option<jiff::Timestamp>| time.map_or_else(|| NEVER.to_owned(), |time| time.to_string());
+    json!({
+        "Status": state.status.as_str(),
+        "Running": state.status == Status::Running,
+        "Paused": false,
+        "Restarting": false,
+        "OOMKilled": false,
+        "Dead": false,
+        // No process of the sandbox has a pid on the host; its supervisor is what stands for it there.
+        "Pid": state.supervisor_pid.unwrap_or(0),
+        "ExitCode": state.exit_code,
+        "Error": state.error.as_deref().unwrap_or(""),
+        "StartedAt": time(state.started),
+        "FinishedAt": time(state.finished),
+        "GuestKernel": state.kernel,
+        "VmmPid": state.vmm_pid.unwrap_or(0),
+    })
+}
+
+fn non_empty(list: &[String]) -> Option<&[String]> {
+    (!list.is_empty()).then_some(list)
+}
+
+fn wanted_ports(ports: &[PublishedPort]) -> Value {
+    let mut bindings: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for port in ports {
+        let host_port = match (port.host_port, port.host_port_last) {
+            (0, _) => String::new(),
+            (first, last) if first == last => first.to_string(),
+            (first, last) => format!("{first}-{last}"),
+        };
+        bindings
+            .entry(format!("{}/tcp", port.container_port))
+            .or_default()
+            .push(json!({ "HostIp": port.host_ip.to_string(), "HostPort": host_port }));
+    }
+    json!(bindings)
+}
+
+fn bound_ports(ports: &[BoundPort]) -> Value {
+    let mut bindings: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for port in ports {
+        bindings
+            .entry(format!("{}/tcp", port.container_port))
+            .or_default()
+            .push(json!({ "HostIp": port.host.ip().to_string(), "HostPort": port.host.port().to_string() }));
+    }
+    json!(bindings)
+}
+
+fn exposed_ports(sandbox: &Sandbox) -> Value {
+    let published = sandbox
+        .config
+        .ports
+        .iter()
+        .map(|port| format!("{}/tcp", port.container_port));
+    let all: Map<String, Value> = sandbox
+        .config
+        .exposed_ports
+        .iter()
+        .cloned()
+        .chain(published)
+        .map(|port| (port, json!({})))
+        .collect();
+    Value::Object(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        SandboxId,
+        sandbox::State,
+        test_support::{config, paths},
+    };
+
+    #[test]
+    fn a_container_is_described_under_dockers_names() {
+        let (_temporary, paths) = paths();
+        let mut config = config(SandboxId::random().unwrap(), "web".into());
+        config.ports = crate::port::parse("127.0.0.1:8080:80").unwrap();
+        let sandbox = Sandbox {
+            config,
+            state: State::created().start_failed(127, "gone".into()),
+            supervised: false,
+        };
+        let value = inspect(&paths, &sandbox);
+        assert_eq!(value["Name"], "/web");
+        assert_eq!(value["State"]["Status"], "created");
+        assert_eq!(value["State"]["ExitCode"], 127);
+        assert_eq!(value["State"]["StartedAt"], NEVER);
+        assert_eq!(
+            value["HostConfig"]["PortBindings"]["80/tcp"][0]["HostPort"],
+            "8080"
+        );
+        assert_eq!(value["Config"]["ExposedPorts"]["80/tcp"], json!({}));
+        assert_eq!(value["NetworkSettings"]["Ports"], json!({}));
+    }
+}

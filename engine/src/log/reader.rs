@@ -1,0 +1,222 @@
+//! Reading the log, once or along with its writer.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{self, BufRead, BufReader},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+
+use super::{Entry, writer::older};
+
+/// Which entries are wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogOptions {
+    /// At most so many of the last entries that are there already; `None` for all.
+    pub tail: Option<usize>,
+    /// None from before this time.
+    pub since: Option<Timestamp>,
+}
+
+/// Reads a log's entries in order, over the change from one file to the next.
+#[derive(Debug)]
+pub struct LogReader {
+    path: PathBuf,
+    file: Option<BufReader<File>>,
+    /// The start of an entry whose end has not been written yet.
+    partial: Vec<u8>,
+    since: Option<Timestamp>,
+    ready: VecDeque<Entry>,
+}
+
+impl LogReader {
+    /// Opens the log at `path`; one that has not been written yet is empty.
+    ///
+    /// # Errors
+    /// Those of open(2) and read(2).
+    pub fn open(path: &Path, options: LogOptions) -> io::Result<Self> {
+        let mut reader = Self {
+            path: path.to_owned(),
+            file: open(&older(path))?,
+            partial: Vec::new(),
+            since: options.since,
+            ready: VecDeque::new(),
+        };
+        if reader.file.is_none() {
+            reader.file = open(path)?;
+        }
+        if let Some(tail) = options.tail {
+            let mut last = VecDeque::new();
+            while let Some(entry) = reader.next()? {
+                last.push_back(entry);
+                if last.len() > tail {
+                    last.pop_front();
+                }
+            }
+            reader.ready = last;
+        }
+        Ok(reader)
+    }
+
+    /// The next entry, or `None` when there is none yet. A damaged line is left out.
+    ///
+    /// # Errors
+    /// Those of open(2) and read(2).
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an end of the log is not the end of an iterator"
+    )]
+    pub fn next(&mut self) -> io::Result<Option<Entry>> {
+        if let Some(entry) = self.ready.pop_front() {
+            return Ok(Some(entry));
+        }
+        loop {
+            match self.read_line()? {
+                Some(line) => {
+                    if let Ok(entry) = serde_json::from_slice::<Entry>(&line)
+                        && self.since.is_none_or(|since| entry.time >= since)
+                    {
+                        return Ok(Some(entry));
+                    }
+                }
+                None if self.next_file()? => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
+    fn read_line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let Some(file) = &mut self.file else {
+            return Ok(None);
+        };
+        file.read_until(b'\n', &mut self.partial)?;
+        if self.partial.ends_with(b"\n") {
+            return Ok(Some(std::mem::take(&mut self.partial)));
+        }
+        Ok(None)
+    }
+
+    /// Goes on with `log.json` when the file that has been read is another one. Whether there may be more to read.
+    fn next_file(&mut self) -> io::Result<bool> {
+        let Some(next) = open(&self.path)? else {
+            return Ok(false);
+        };
+        let identity = |file: &BufReader<File>| file.get_ref().metadata().map(|m| (m.dev(), m.ino()));
+        if let Some(current) = &mut self.file {
+            if identity(current)? == identity(&next)? {
+                return Ok(false);
+            }
+            // The writer may have finished this file between the last read and now: then there is more in it.
+            if !current.fill_buf()?.is_empty() {
+                return Ok(true);
+            }
+        }
+        self.partial.clear();
+        self.file = Some(next);
+        Ok(true)
+    }
+}
+
+fn open(path: &Path) -> io::Result<Option<BufReader<File>>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(BufReader::new(file))),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Write};
+
+    use super::*;
+    use crate::log::{LogWriter, Stream};
+
+    fn texts(reader: &mut LogReader) -> Vec<String> {
+        std::iter::from_fn(|| reader.next().unwrap())
+            .map(|entry| entry.log)
+            .collect()
+    }
+
+    fn log_of(lines: &[&str]) -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log.json");
+        let mut log = LogWriter::open(&path).unwrap();
+        for (second, line) in lines.iter().enumerate() {
+            let time = Timestamp::from_second(second as i64).unwrap();
+            log.write(Stream::Stdout, line.as_bytes(), time).unwrap();
+        }
+        (directory, path)
+    }
+
+    #[test]
+    fn a_tail_is_the_last_lines() {
+        let (_directory, path) = log_of(&["1\n", "2\n", "3\n"]);
+        for (tail, expected) in [(None, 3), (Some(0), 0), (Some(2), 2), (Some(9), 3)] {
+            let mut reader = LogReader::open(&path, LogOptions { tail, since: None }).unwrap();
+            let texts = texts(&mut reader);
+            assert_eq!(texts.len(), expected);
+            assert!(texts.last().is_none_or(|last| last == "3\n"));
+        }
+    }
+
+    #[test]
+    fn entries_from_before_a_time_are_left_out() {
+        let (_directory, path) = log_of(&["0\n", "1\n", "2\n"]);
+        let since = Some(Timestamp::from_second(1).unwrap());
+        let mut reader = LogReader::open(&path, LogOptions { tail: None, since }).unwrap();
+        assert_eq!(texts(&mut reader), ["1\n", "2\n"]);
+    }
+
+    #[test]
+    fn a_log_that_was_never_written_is_empty() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log.json");
+        let mut reader = LogReader::open(&path, LogOptions::default()).unwrap();
+        assert_eq!(reader.next().unwrap(), None);
+        LogWriter::open(&path)
+            .unwrap()
+            .write(Stream::Stdout, b"now\n", Timestamp::UNIX_EPOCH)
+            .unwrap();
+        assert_eq!(texts(&mut reader), ["now\n"]);
+    }
+
+    #[test]
+    fn half_an_entry_is_waited_for() {
+        let (_directory, path) = log_of(&["1\n"]);
+        let whole = fs::read(&path).unwrap();
+        let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(&whole[..10]).unwrap();
+        let mut reader = LogReader::open(&path, LogOptions::default()).unwrap();
+        assert_eq!(texts(&mut reader), ["1\n"]);
+        file.write_all(&whole[10..]).unwrap();
+        assert_eq!(texts(&mut reader), ["1\n"]);
+    }
+
+    #[test]
+    fn a_damaged_line_is_left_out() {
+        let (_directory, path) = log_of(&["1\n"]);
+        let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(b"{\"log\":\n\xff\n").unwrap();
+        let mut reader = LogReader::open(&path, LogOptions::default()).unwrap();
+        assert_eq!(texts(&mut reader), ["1\n"]);
+    }
+
+    #[test]
+    fn a_reader_follows_the_change_of_files_without_a_loss() {
+        let (_directory, path) = log_of(&["1\n", "2\n"]);
+        let mut reader = LogReader::open(&path, LogOptions::default()).unwrap();
+        assert_eq!(reader.next().unwrap().unwrap().log, "1\n");
+        fs::rename(&path, older(&path)).unwrap();
+        LogWriter::open(&path)
+            .unwrap()
+            .write(Stream::Stdout, b"3\n", Timestamp::UNIX_EPOCH)
+            .unwrap();
+        assert_eq!(texts(&mut reader), ["2\n", "3\n"]);
+        let mut reader = LogReader::open(&path, LogOptions::default()).unwrap();
+        assert_eq!(texts(&mut reader), ["1\n", "2\n", "3\n"]);
+    }
+}

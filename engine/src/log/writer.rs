@@ -1,0 +1,229 @@
+//! Writing the log.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+
+use super::{Entry, FILE_BYTES, LINE_BYTES, Stream};
+
+/// Cuts output into lines and appends them to a log.
+#[derive(Debug)]
+pub struct LogWriter {
+    path: PathBuf,
+    file: File,
+    written: u64,
+    limit: u64,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+impl LogWriter {
+    /// Appends to the log at `path`.
+    ///
+    /// # Errors
+    /// Those of open(2).
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Self::with_limit(path, FILE_BYTES)
+    }
+
+    fn with_limit(path: &Path, limit: u64) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)?;
+        let written = file.metadata()?.len();
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            written,
+            limit,
+            stdout: Vec::new(),
+            stderr: Vec::new(),
+        })
+    }
+
+    /// Takes bytes that were written to `stream`; whole lines go to the file.
+    ///
+    /// # Errors
+    /// Those of write(2); what could not be written is lost, and later output is still taken.
+    pub fn write(&mut self, stream: Stream, mut bytes: &[u8], now: Timestamp) -> io::Result<()> {
+        let mut entries = Vec::new();
+        let mut line = std::mem::take(self.partial(stream));
+        while !bytes.is_empty() {
+            let room = LINE_BYTES - line.len();
+            let window = &bytes[..bytes.len().min(room)];
+            let taken = window
+                .iter()
+                .position(|&b| b == b'\n')
+                .map_or(window.len(), |at| at + 1);
+            line.extend_from_slice(&bytes[..taken]);
+            bytes = &bytes[taken..];
+            if line.len() == LINE_BYTES || line.last() == Some(&b'\n') {
+                encode(&mut entries, stream, &line, now)?;
+                line.clear();
+            }
+        }
+        *self.partial(stream) = line;
+        self.append(&entries)
+    }
+
+    /// Writes what is left of a last line without a newline.
+    ///
+    /// # Errors
+    /// Those of write(2).
+    pub fn finish(&mut self, stream: Stream, now: Timestamp) -> io::Result<()> {
+        let line = std::mem::take(self.partial(stream));
+        let mut entries = Vec::new();
+        if !line.is_empty() {
+            encode(&mut entries, stream, &line, now)?;
+        }
+        self.append(&entries)
+    }
+
+    fn partial(&mut self, stream: Stream) -> &mut Vec<u8> {
+        match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        }
+    }
+
+    fn append(&mut self, entries: &[u8]) -> io::Result<()> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        if self.written > 0 && self.written + entries.len() as u64 > self.limit {
+            fs::rename(&self.path, older(&self.path))?;
+            self.file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .mode(0o600)
+                .open(&self.path)?;
+            self.written = 0;
+        }
+        self.written += entries.len() as u64;
+        self.file.write_all(entries)
+    }
+}
+
+/// Where a full log is moved to.
+pub(super) fn older(path: &Path) -> PathBuf {
+    path.with_extension("json.1")
+}
+
+fn encode(entries: &mut Vec<u8>, stream: Stream, line: &[u8], time: Timestamp) -> io::Result<()> {
+    let entry = Entry {
+        log: String::from_utf8_lossy(line).into_owned(),
+        stream,
+        time,
+    };
+    serde_json::to_writer(&mut *entries, &entry)?;
+    entries.push(b'\n');
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log.json");
+        (directory, path)
+    }
+
+    fn entries(path: &Path) -> Vec<Entry> {
+        fs::read_to_string(path)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn a_line_is_written_as_dockers_json_file_driver_does() {
+        let (_directory, path) = log();
+        let time: Timestamp = "2026-01-02T03:04:05.678901234Z".parse().unwrap();
+        LogWriter::open(&path)
+            .unwrap()
+            .write(Stream::Stderr, b"a \"b\"\n", time)
+            .unwrap();
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            "{\"log\":\"a \\\"b\\\"\\n\",\"stream\":\"stderr\",\"time\":\"2026-01-02T03:04:05.678901234Z\"}\n"
+        );
+    }
+
+    #[test]
+    fn pieces_become_lines_and_the_streams_are_kept_apart() {
+        let (_directory, path) = log();
+        let mut log = LogWriter::open(&path).unwrap();
+        let now = Timestamp::UNIX_EPOCH;
+        log.write(Stream::Stdout, b"on", now).unwrap();
+        log.write(Stream::Stderr, b"error\n", now).unwrap();
+        log.write(Stream::Stdout, b"e\ntwo\nthr", now).unwrap();
+        log.finish(Stream::Stdout, now).unwrap();
+        let lines: Vec<_> = entries(&path).into_iter().map(|e| (e.log, e.stream)).collect();
+        assert_eq!(
+            lines,
+            [
+                ("error\n".to_owned(), Stream::Stderr),
+                ("one\n".to_owned(), Stream::Stdout),
+                ("two\n".to_owned(), Stream::Stdout),
+                ("thr".to_owned(), Stream::Stdout),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_line_without_end_is_cut() {
+        let (_directory, path) = log();
+        let mut log = LogWriter::open(&path).unwrap();
+        log.write(
+            Stream::Stdout,
+            &vec![b'x'; 3 * LINE_BYTES + 1],
+            Timestamp::UNIX_EPOCH,
+        )
+        .unwrap();
+        let entries = entries(&path);
+        assert_eq!(entries.len(), 3);
+        assert!(entries.iter().all(|e| e.log.len() == LINE_BYTES));
+        assert_eq!(log.stdout.len(), 1);
+    }
+
+    #[test]
+    fn a_log_takes_no_more_than_two_files_of_the_limit() {
+        let (directory, path) = log();
+        let mut log = LogWriter::with_limit(&path, 1000).unwrap();
+        for number in 0..1000 {
+            log.write(
+                Stream::Stdout,
+                format!("{number}\n").as_bytes(),
+                Timestamp::UNIX_EPOCH,
+            )
+            .unwrap();
+        }
+        let sizes: Vec<u64> = fs::read_dir(directory.path())
+            .unwrap()
+            .map(|e| e.unwrap().metadata().unwrap().len())
+            .collect();
+        assert_eq!(sizes.len(), 2);
+        assert!(sizes.iter().all(|&size| size <= 1000));
+        assert_eq!(entries(&path).last().unwrap().log, "999\n");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_replaced() {
+        let (_directory, path) = log();
+        LogWriter::open(&path)
+            .unwrap()
+            .write(Stream::Stdout, b"\xff\0\x1b\n", Timestamp::UNIX_EPOCH)
+            .unwrap();
+        assert_eq!(entries(&path)[0].log, "\u{fffd}\0\x1b\n");
+    }
+}

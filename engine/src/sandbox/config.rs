@@ -1,0 +1,68 @@
+//! What a sandbox is: decided when it is created, never changed afterwards (`config.json`).
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    SandboxId,
+    port::PublishedPort,
+    resources::{Cpus, MemoryMib},
+    signal::Signal,
+};
+
+/// Version of the layout of a sandbox's directory.
+pub const VERSION: u32 = 1;
+
+/// The immutable part of a sandbox.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// [`VERSION`] of the brig that made it.
+    pub version: u32,
+    /// Its id.
+    pub id: SandboxId,
+    /// Its name, unique among all sandboxes of the root.
+    pub name: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// The image's id, `sha256:…`.
+    pub image_id: String,
+    /// The image as the user wrote it.
+    pub image: String,
+    /// The program of the image's or the user's entrypoint, part of `args`.
+    pub entrypoint: Vec<String>,
+    /// The arguments of the image's or the user's command, part of `args`.
+    pub command: Vec<String>,
+    /// `NAME=value` entries of the first process.
+    pub env: Vec<String>,
+    /// Absolute working directory of the first process.
+    pub working_dir: String,
+    /// User of the first process, as in an image's `User`.
+    pub user: String,
+    /// Hostname.
+    pub hostname: String,
+    /// Whether the first process has a standard input.
+    pub stdin: bool,
+    /// Guest memory.
+    pub memory: MemoryMib,
+    /// CPU time.
+    pub cpus: Cpus,
+    /// Ports to publish.
+    pub ports: Vec<PublishedPort>,
+    /// Ports that the image exposes, such as `80/tcp`.
+    pub exposed_ports: Vec<String>,
+    /// The signal that `stop` sends.
+    pub stop_signal: Signal,
+    /// Whether the sandbox is removed when its first process ends.
+    pub auto_remove: bool,
+    /// Labels of the image and the user.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Config {
+    /// The program and arguments of the first process.
+    pub fn args(&self) -> Vec<String> {
+        self.entrypoint.iter().chain(&self.command).cloned().collect()
+    }
+}

@@ -1,0 +1,193 @@
+//! A sandbox on disk: `sandboxes/<id>/` with
+//!
+//! | file | what | written by |
+//! |---|---|---|
+//! | `config.json` | [`Config`], immutable | the creator, before the directory has its name |
+//! | `state.json` | [`State`], replaced atomically | whoever holds `lock` |
+//! | `lock` | held by the supervisor while it lives ([`lock`]) | |
+//! | `disk.ext4` | the writable layer, sparse | the VMM |
+//! | `log.json` | output of the first process ([`crate::log`]) | the supervisor |
+//! | `console.log` | the end of the guest kernel's log | the supervisor |
+
+pub mod config;
+pub mod lock;
+mod registry;
+pub mod state;
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use jiff::Timestamp;
+use serde::{Serialize, de::DeserializeOwned};
+
+use self::lock::Lock;
+pub use self::{
+    config::Config,
+    registry::Registry,
+    state::{State, Status},
+};
+use crate::{Error, SandboxId};
+
+/// Most bytes of a `config.json` or `state.json` that is read back.
+const RECORD_BYTES: u64 = 16 << 20;
+
+/// A sandbox as it was when it was looked at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sandbox {
+    /// What it is.
+    pub config: Config,
+    /// What it is doing; already corrected when its supervisor is dead.
+    pub state: State,
+    /// Whether a supervisor is alive: also while it starts and ends.
+    pub supervised: bool,
+}
+
+/// The files of one sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directory(PathBuf);
+
+impl Directory {
+    /// The directory at `path`.
+    pub fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// Its own path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// `lock`.
+    pub fn lock(&self) -> PathBuf {
+        self.0.join("lock")
+    }
+
+    /// `disk.ext4`.
+    pub fn disk(&self) -> PathBuf {
+        self.0.join("disk.ext4")
+    }
+
+    /// `log.json`.
+    pub fn log(&self) -> PathBuf {
+        self.0.join("log.json")
+    }
+
+    /// `console.log`.
+    pub fn console(&self) -> PathBuf {
+        self.0.join("console.log")
+    }
+
+    /// `supervisor.log`: what the supervisor has to say when it fails itself.
+    pub fn supervisor_log(&self) -> PathBuf {
+        self.0.join("supervisor.log")
+    }
+
+    fn config(&self) -> PathBuf {
+        self.0.join("config.json")
+    }
+
+    fn state(&self) -> PathBuf {
+        self.0.join("state.json")
+    }
+
+    /// Reads `config.json`.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::Record`].
+    pub fn read_config(&self) -> Result<Config, Error> {
+        read_record(&self.config())
+    }
+
+    /// Reads `state.json` as it stands.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::Record`].
+    pub fn read_state(&self) -> Result<State, Error> {
+        read_record(&self.state())
+    }
+
+    /// Replaces `state.json`. The caller holds the lock.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn write_state(&self, state: &State) -> Result<(), Error> {
+        write_record(&self.state(), state)
+    }
+
+    /// Looks at the sandbox. One that says it runs and has no supervisor any more is corrected on disk too.
+    ///
+    /// # Errors
+    /// [`Error::File`], with `NotFound` as its source's kind when the sandbox is gone; [`Error::Record`].
+    pub fn load(&self) -> Result<Sandbox, Error> {
+        let config = self.read_config()?;
+        // The lock is looked at first: a supervisor that ends in between has written its last state by then.
+        let supervised = lock::is_held(&self.lock())?;
+        let mut state = self.read_state()?;
+        if !supervised && state.status == Status::Running {
+            state = self.correct()?;
+        }
+        Ok(Sandbox {
+            config,
+            state,
+            supervised,
+        })
+    }
+
+    /// Writes down that the supervisor was killed, unless another supervisor has taken over.
+    fn correct(&self) -> Result<State, Error> {
+        let Some(_lock) = Lock::try_take(&self.lock())? else {
+            return self.read_state();
+        };
+        let state = self.read_state()?.without_supervisor(Timestamp::now());
+        self.write_state(&state)?;
+        Ok(state)
+    }
+
+    fn write_new(&self, config: &Config) -> Result<(), Error> {
+        write_record(&self.config(), config)?;
+        write_record(&self.state(), &State::created())?;
+        File::create(self.lock()).map_err(Error::file("make", &self.lock()))?;
+        Ok(())
+    }
+}
+
+impl Sandbox {
+    /// Its id.
+    pub fn id(&self) -> &SandboxId {
+        &self.config.id
+    }
+
+    /// Whether its first process runs.
+    pub fn is_running(&self) -> bool {
+        self.state.status == Status::Running
+    }
+}
+
+fn read_record<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
+    let length = fs::metadata(path).map_err(Error::file("read", path))?.len();
+    if length > RECORD_BYTES {
+        return Err(Error::file("read", path)(io::ErrorKind::FileTooLarge.into()));
+    }
+    let bytes = fs::read(path).map_err(Error::file("read", path))?;
+    serde_json::from_slice(&bytes).map_err(|source| Error::Record {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Writes a record so that a reader sees the old one or the new one, whole.
+pub(crate) fn write_record<T: Serialize>(path: &Path, record: &T) -> Result<(), Error> {
+    let temporary = path.with_extension(format!("new-{}", std::process::id()));
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(&serde_json::to_vec_pretty(record)?)?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(|e| {
+        let _ = fs::remove_file(&temporary);
+        Error::file("write", path)(e)
+    })
+}

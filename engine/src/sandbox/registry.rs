@@ -1,0 +1,330 @@
+//! All sandboxes of a root: making, finding, listing and removing them.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use super::{Config, Directory, Sandbox, lock::Lock};
+use crate::{
+    Error, SandboxId,
+    id::{ID_DIGITS, is_lower_hex},
+    name,
+};
+
+/// Starts the names of directories that are not sandboxes yet or not any more.
+const HIDDEN: &str = ".";
+
+/// How often a random name may be taken already before digits are added to it.
+const NAME_ATTEMPTS: u32 = 8;
+
+/// The sandboxes of one root.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    directory: PathBuf,
+}
+
+impl Registry {
+    /// The sandboxes in `directory`, which exists.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// The files of the sandbox with this id.
+    pub fn directory(&self, id: &SandboxId) -> Directory {
+        Directory::new(self.directory.join(id.as_str()))
+    }
+
+    /// Makes a sandbox. `prepare` fills its directory before anyone else sees it. The name is `wanted`, or a random one.
+    ///
+    /// # Errors
+    /// [`Error::NameInUse`], [`Error::InvalidName`], those of `prepare`, [`Error::File`]. Nothing is left then.
+    pub fn create(
+        &self,
+        wanted: Option<&str>,
+        config: impl FnOnce(SandboxId, String) -> Config,
+        prepare: impl FnOnce(&Directory) -> Result<(), Error>,
+    ) -> Result<Config, Error> {
+        wanted.map_or(Ok(()), name::check)?;
+        let _lock = self.lock()?;
+        self.sweep();
+        let sandboxes = self.list()?;
+        let id = SandboxId::random()?;
+        let name = match wanted {
+            Some(name) => match sandboxes.iter().find(|s| s.config.name == name) {
+                Some(other) => {
+                    return Err(Error::NameInUse {
+                        name: name.to_owned(),
+                        id: other.id().short().to_owned(),
+                    });
+                }
+                None => name.to_owned(),
+            },
+            None => free_name(&sandboxes, &id)?,
+        };
+        let config = config(id, name);
+        let hidden = Directory::new(self.directory.join(format!("{HIDDEN}new-{}", config.id)));
+        let final_path = self.directory.join(config.id.as_str());
+        let made = make_directory(hidden.path())
+            .and_then(|()| prepare(&hidden))
+            .and_then(|()| hidden.write_new(&config))
+            .and_then(|()| fs::rename(hidden.path(), &final_path).map_err(Error::file("make", &final_path)));
+        if let Err(e) = made {
+            let _ = fs::remove_dir_all(hidden.path());
+            return Err(e);
+        }
+        Ok(config)
+    }
+
+    /// All sandboxes, the newest first. One that cannot be read is left out: it must not keep the others from being
+    /// shown.
+    ///
+    /// # Errors
+    /// [`Error::File`] when the directory of sandboxes cannot be read.
+    pub fn list(&self) -> Result<Vec<Sandbox>, Error> {
+        let mut sandboxes: Vec<Sandbox> = self
+            .ids()?
+            .iter()
+            .filter_map(|id| self.directory(id).load().ok())
+            .collect();
+        sandboxes.sort_by(|a, b| {
+            b.config
+                .created
+                .cmp(&a.config.created)
+                .then_with(|| a.id().cmp(b.id()))
+        });
+        Ok(sandboxes)
+    }
+
+    /// The sandbox with this id, name or unique prefix of an id, in this order, as Docker looks.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSandbox`], [`Error::AmbiguousPrefix`], [`Error::File`].
+    pub fn find(&self, reference: &str) -> Result<Sandbox, Error> {
+        let unknown = || Error::NoSuchSandbox(reference.to_owned());
+        if let Ok(id) = reference.parse::<SandboxId>() {
+            return self.load(&id);
+        }
+        let sandboxes = self.list()?;
+        if let Some(sandbox) = sandboxes.iter().find(|s| s.config.name == reference) {
+            return Ok(sandbox.clone());
+        }
+        if reference.is_empty() || reference.len() > ID_DIGITS || !is_lower_hex(reference) {
+            return Err(unknown());
+        }
+        let mut matches = sandboxes
+            .into_iter()
+            .filter(|s| s.id().as_str().starts_with(reference));
+        match (matches.next(), matches.next()) {
+            (Some(sandbox), None) => Ok(sandbox),
+            (None, _) => Err(unknown()),
+            (Some(_), Some(_)) => Err(Error::AmbiguousPrefix(reference.to_owned())),
+        }
+    }
+
+    /// The sandbox with this id.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSandbox`], [`Error::File`], [`Error::Record`].
+    pub fn load(&self, id: &SandboxId) -> Result<Sandbox, Error> {
+        self.directory(id)
+            .load()
+            .map_err(|e| e.missing_as(|| Error::NoSuchSandbox(id.to_string())))
+    }
+
+    /// Removes the files of a sandbox whose lock the caller holds. Readers see it whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn remove(&self, id: &SandboxId, _held: &Lock) -> Result<(), Error> {
+        let path = self.directory.join(id.as_str());
+        let hidden = self.directory.join(format!("{HIDDEN}removed-{id}"));
+        match fs::rename(&path, &hidden).and_then(|()| fs::remove_dir_all(&hidden)) {
+            Ok(()) => Ok(()),
+            // Another removal or a sweep was faster.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::file("remove", &path)(e)),
+        }
+    }
+
+    fn ids(&self) -> Result<Vec<SandboxId>, Error> {
+        Ok(self
+            .names()?
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect())
+    }
+
+    fn names(&self) -> Result<Vec<String>, Error> {
+        fs::read_dir(&self.directory)
+            .and_then(|entries| {
+                entries
+                    .map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()))
+                    .collect()
+            })
+            .map_err(Error::file("list", &self.directory))
+    }
+
+    /// Held while names are looked at and given.
+    fn lock(&self) -> Result<Lock, Error> {
+        Lock::take(&self.directory.with_extension("lock"))
+    }
+
+    /// Removes what a killed creation or removal left. The caller holds the lock, so no creation is under way; a
+    /// removal that is has nothing against help.
+    fn sweep(&self) {
+        for name in self.names().unwrap_or_default() {
+            if name.starts_with(HIDDEN) {
+                let _ = fs::remove_dir_all(self.directory.join(name));
+            }
+        }
+    }
+}
+
+fn free_name(sandboxes: &[Sandbox], id: &SandboxId) -> Result<String, Error> {
+    let mut candidate = name::random()?;
+    for _ in 0..NAME_ATTEMPTS {
+        if sandboxes.iter().all(|s| s.config.name != candidate) {
+            return Ok(candidate);
+        }
+        candidate = name::random()?;
+    }
+    Ok(format!("{candidate}_{}", id.short()))
+}
+
+fn make_directory(path: &Path) -> Result<(), Error> {
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .map_err(Error::file("make", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::{
+        sandbox::{State, Status, state::Live},
+        test_support::config,
+    };
+
+    fn registry() -> (tempfile::TempDir, Registry) {
+        let temporary = tempfile::tempdir().unwrap();
+        let directory = temporary.path().join("sandboxes");
+        fs::create_dir(&directory).unwrap();
+        (temporary, Registry::new(directory))
+    }
+
+    fn create(registry: &Registry, name: Option<&str>) -> Result<Config, Error> {
+        registry.create(name, config, |_| Ok(()))
+    }
+
+    #[test]
+    fn a_sandbox_is_found_by_id_name_and_unique_prefix() {
+        let (_temporary, registry) = registry();
+        let made = create(&registry, Some("web")).unwrap();
+        for reference in [made.id.as_str(), made.id.short(), &made.id.as_str()[..1], "web"] {
+            assert_eq!(registry.find(reference).unwrap().config, made, "{reference}");
+        }
+    }
+
+    #[test]
+    fn unknown_references_say_so() {
+        let (_temporary, registry) = registry();
+        create(&registry, Some("web")).unwrap();
+        for reference in ["", "nope", "zz", "../web", &"0".repeat(64), &"0".repeat(65)] {
+            assert!(
+                matches!(registry.find(reference), Err(Error::NoSuchSandbox(_))),
+                "{reference}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_prefix_of_two_ids_is_ambiguous() {
+        let (_temporary, registry) = registry();
+        // With seventeen ids two must start with the same of sixteen digits.
+        let ids: Vec<_> = (0..17).map(|_| create(&registry, None).unwrap().id).collect();
+        let shared = ids
+            .iter()
+            .map(|id| &id.as_str()[..1])
+            .find(|digit| ids.iter().filter(|id| id.as_str().starts_with(digit)).count() > 1)
+            .unwrap();
+        assert!(matches!(registry.find(shared), Err(Error::AmbiguousPrefix(_))));
+    }
+
+    #[test]
+    fn a_name_belongs_to_one_sandbox() {
+        let (_temporary, registry) = registry();
+        create(&registry, Some("web")).unwrap();
+        assert!(matches!(
+            create(&registry, Some("web")),
+            Err(Error::NameInUse { .. })
+        ));
+        assert_eq!(registry.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_failed_creation_leaves_nothing() {
+        let (_temporary, registry) = registry();
+        let result = registry.create(None, config, |directory| {
+            fs::write(directory.disk(), "half").unwrap();
+            Err(Error::NoHome)
+        });
+        assert!(result.is_err());
+        assert!(registry.names().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_a_killed_creation_left_is_swept_by_the_next() {
+        let (_temporary, registry) = registry();
+        fs::create_dir(registry.directory.join(".new-dead")).unwrap();
+        create(&registry, None).unwrap();
+        assert_eq!(registry.names().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_sandbox_whose_supervisor_died_is_shown_as_exited_and_can_be_removed() {
+        let (_temporary, registry) = registry();
+        let made = create(&registry, None).unwrap();
+        let directory = registry.directory(&made.id);
+        let live = Live {
+            supervisor_pid: 1,
+            vmm_pid: None,
+            ports: vec![],
+            kernel: String::new(),
+        };
+        let lock = Lock::try_take(&directory.lock()).unwrap().unwrap();
+        directory
+            .write_state(&State::created().running(Timestamp::now(), live))
+            .unwrap();
+        let sandbox = registry.load(&made.id).unwrap();
+        assert!(sandbox.is_running() && sandbox.supervised);
+
+        drop(lock);
+        let sandbox = registry.load(&made.id).unwrap();
+        assert_eq!(
+            (sandbox.state.status, sandbox.state.exit_code),
+            (Status::Exited, 137)
+        );
+        assert!(!sandbox.supervised);
+        assert_eq!(directory.read_state().unwrap(), sandbox.state);
+
+        let lock = Lock::try_take(&directory.lock()).unwrap().unwrap();
+        registry.remove(&made.id, &lock).unwrap();
+        assert!(matches!(registry.load(&made.id), Err(Error::NoSuchSandbox(_))));
+        assert!(registry.names().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_damaged_record_does_not_hide_the_other_sandboxes() {
+        let (_temporary, registry) = registry();
+        let broken = create(&registry, None).unwrap();
+        create(&registry, None).unwrap();
+        fs::write(registry.directory(&broken.id).state(), "{").unwrap();
+        assert_eq!(registry.list().unwrap().len(), 1);
+        assert!(matches!(registry.load(&broken.id), Err(Error::Record { .. })));
+    }
+}

@@ -1,0 +1,471 @@
+//! The life of one guest: boot, the start of its process, the time that it runs, its end.
+
+use std::{fs::OpenOptions, time::Duration};
+
+use brig_protocol::{
+    agent::{ExitStatus, FromAgent, ToAgent},
+    frame::FrameError,
+    stream::StreamHeader,
+    vmm::Event,
+};
+use jiff::Timestamp;
+use tokio::{
+    io::AsyncWriteExt,
+    net::UnixStream,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{Order, output::Output, ports, serve::Phase};
+use crate::{
+    Error, Paths,
+    clock::{Timing, monotonic_ns},
+    console::Console,
+    control::Exit,
+    error::{CODE_BRIG, chain, one_line, start_failure_code},
+    guest::{Disk, Failure, Guest, Plan},
+    host::Host,
+    log::Stream,
+    sandbox::{
+        Config, Directory,
+        state::{CRASHED_CODE, KILLED_CODE, Live},
+    },
+    signal::Signal,
+    spec::sandbox_spec,
+    vmm::VmmError,
+};
+
+/// How long a process may take to end after SIGKILL before its guest is ended around it.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a guest may take to write everything to its disk and stop.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a guest whose agent has hung up may take to say why.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Most characters of an agent's message that a user sees.
+const AGENT_TEXT: usize = 1000;
+
+/// How a life ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The process ended, or its guest around it.
+    Exited(Box<Exit>),
+    /// It could not be started.
+    Failed { code: i32, message: String },
+    /// The one who asked for the start is gone, or somebody stopped the sandbox before it ran.
+    GivenUp {
+        /// Whether the sandbox shall be removed.
+        discard: bool,
+    },
+}
+
+/// How the time that a process runs ended.
+enum Over {
+    /// The agent said so.
+    Exited(ExitStatus),
+    /// The guest or its VMM failed.
+    Failed(Failure),
+    /// The guest was ended on order.
+    Killed,
+}
+
+/// A life and what it needs.
+pub(super) struct Life<'a> {
+    paths: &'a Paths,
+    host: &'a dyn Host,
+    config: &'a Config,
+    directory: &'a Directory,
+    output: &'a Output,
+    orders: mpsc::Receiver<Order>,
+    timing: Timing,
+}
+
+impl<'a> Life<'a> {
+    pub fn new(
+        paths: &'a Paths,
+        host: &'a dyn Host,
+        config: &'a Config,
+        directory: &'a Directory,
+        output: &'a Output,
+        orders: mpsc::Receiver<Order>,
+        began_ns: u64,
+    ) -> Self {
+        let timing = Timing {
+            supervisor_ns: Some(began_ns),
+            ..Timing::default()
+        };
+        Self {
+            paths,
+            host,
+            config,
+            directory,
+            output,
+            orders,
+            timing,
+        }
+    }
+
+    /// From the boot to the end; nothing of the guest is left then.
+    pub async fn run(
+        &mut self,
+        listeners: Vec<ports::Listener>,
+        stdin: mpsc::Receiver<Vec<u8>>,
+        phase: &watch::Sender<Phase>,
+    ) -> End {
+        let Self {
+            paths,
+            host,
+            config,
+            directory,
+            timing,
+            orders,
+            ..
+        } = self;
+        let started = tokio::select! {
+            biased;
+            discard = given_up(orders) => return End::GivenUp { discard },
+            started = start(paths, *host, config, directory, timing) => started,
+        };
+        let (mut guest, streams) = match started {
+            Ok(started) => started,
+            Err(e) => {
+                return End::Failed {
+                    code: e.exit_code(),
+                    message: chain(&e),
+                };
+            }
+        };
+        let forwarding = match self.enter_running(&guest, listeners) {
+            Ok(forwarding) => forwarding,
+            Err(e) => {
+                guest.vmm.kill().await;
+                return End::Failed {
+                    code: CODE_BRIG,
+                    message: chain(&e),
+                };
+            }
+        };
+        let pumps = self.pump(streams, stdin);
+        phase.send_replace(Phase::Running);
+        let over = self.while_running(&mut guest).await;
+        self.timing.exit_ns = Some(monotonic_ns());
+        self.output.process_ended();
+        // Its ports are free from here on.
+        drop(forwarding);
+        let exit = self.settle(&mut guest, over, pumps).await;
+        End::Exited(Box::new(exit))
+    }
+
+    /// Writes down that the process runs, and opens the published ports.
+    fn enter_running(
+        &self,
+        guest: &Guest,
+        listeners: Vec<ports::Listener>,
+    ) -> Result<ports::Forwarding, Error> {
+        let live = Live {
+            supervisor_pid: std::process::id(),
+            vmm_pid: guest.vmm.pid(),
+            ports: listeners.iter().map(|listener| listener.port.clone()).collect(),
+            kernel: guest.kernel.clone(),
+        };
+        let state = self.directory.read_state()?.running(Timestamp::now(), live);
+        self.directory.write_state(&state)?;
+        ports::Forwarding::start(listeners, &guest.vmm.channel)
+    }
+
+    /// Starts the tasks that move output and input.
+    fn pump(&self, streams: Streams, stdin: mpsc::Receiver<Vec<u8>>) -> Pumps {
+        let output = |stream, socket| tokio::task::spawn_local(self.output.clone().pump(stream, socket));
+        Pumps {
+            stdout: output(Stream::Stdout, streams.stdout),
+            stderr: output(Stream::Stderr, streams.stderr),
+            stdin: streams
+                .stdin
+                .map(|socket| tokio::task::spawn_local(feed(socket, stdin))),
+        }
+    }
+
+    /// Takes orders, events and messages until the process or the guest has ended.
+    async fn while_running(&mut self, guest: &mut Guest) -> Over {
+        let mut deadlines = Deadlines::default();
+        loop {
+            tokio::select! {
+                message = guest.from_agent.next() => match message {
+                    Ok(FromAgent::Exited { process: 0, status }) => return Over::Exited(status),
+                    // Anything else means nothing to the engine any more, and does no harm.
+                    Ok(_) => {}
+                    Err(FrameError::Closed | FrameError::Io(_)) => {
+                        return Over::Failed(guest.last_event().await);
+                    }
+                    Err(e) => return Over::Failed(Failure::Agent(format!("broke the protocol: {}", chain(&e)))),
+                },
+                event = guest.vmm.channel.event() => {
+                    let failure = match event {
+                        Ok(Event::Booted { .. } | Event::Probed { .. }) => continue,
+                        Ok(event) => Failure::Event(event),
+                        Err(_) => Failure::Ended,
+                    };
+                    return last_exit(guest).await.map_or(Over::Failed(failure), Over::Exited);
+                },
+                Some(order) = self.orders.recv() => match order {
+                    Order::Signal(signal) => send_signal(guest, signal, &mut deadlines).await,
+                    Order::Stop { signal, timeout_s } => {
+                        deadlines.kill_process_in(timeout_s);
+                        send_signal(guest, signal, &mut deadlines).await;
+                    }
+                    Order::Kill | Order::GiveUp { .. } => return Over::Killed,
+                },
+                () = deadlines.kill_process() => send_signal(guest, Signal::KILL.number(), &mut deadlines).await,
+                () = deadlines.kill_guest() => return Over::Killed,
+            }
+        }
+    }
+
+    /// Takes the rest of the output, ends the guest in good order where there is one, and says how it all ended.
+    async fn settle(&mut self, guest: &mut Guest, over: Over, pumps: Pumps) -> Exit {
+        let (code, error) = match over {
+            Over::Exited(status) => {
+                tokio::select! {
+                    () = pumps.finish() => {}
+                    () = killed(&mut self.orders) => {}
+                }
+                if !self.config.auto_remove {
+                    shut_down(guest, &mut self.orders).await;
+                }
+                guest.vmm.kill().await;
+                (status.code(), None)
+            }
+            Over::Killed => {
+                guest.vmm.kill().await;
+                pumps.finish().await;
+                (KILLED_CODE, None)
+            }
+            Over::Failed(failure) => {
+                let error = guest.explain(failure).await;
+                pumps.finish().await;
+                let code = match error {
+                    Error::Vmm(VmmError::Killed(_)) => KILLED_CODE,
+                    _ => CRASHED_CODE,
+                };
+                (code, Some(chain(&error)))
+            }
+        };
+        self.timing.output_ns = self.output.first_byte_ns();
+        Exit {
+            code,
+            error,
+            timing: self.timing.clone(),
+        }
+    }
+}
+
+/// The near ends of the process's streams.
+struct Streams {
+    stdin: Option<UnixStream>,
+    stdout: UnixStream,
+    stderr: UnixStream,
+}
+
+/// Boots the guest and starts the process in it. Dropping the future kills the guest.
+async fn start(
+    paths: &Paths,
+    host: &dyn Host,
+    config: &Config,
+    directory: &Directory,
+    timing: &mut Timing,
+) -> Result<(Guest, Streams), Error> {
+    let image = host.image(config)?;
+    let path = directory.disk();
+    let disk = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .map_err(Error::file("open", &path))?;
+    let disks = [(image, false), (disk, true)]
+        .into_iter()
+        .map(|(file, writable)| Disk::whole(file, writable))
+        .collect::<Result<_, _>>()
+        .map_err(Error::file("open", &path))?;
+    let plan = Plan {
+        vcpus: config.cpus.vcpus(),
+        memory: config.memory,
+        disks,
+    };
+    let console =
+        Console::with_file(&directory.console()).map_err(Error::file("make", &directory.console()))?;
+    let mut guest = Guest::boot(paths, host, plan, console, timing).await?;
+    let streams = Streams {
+        stdin: match config.stdin {
+            true => Some(guest.connect(StreamHeader::Stdin { process: 0 }).await?),
+            false => None,
+        },
+        stdout: guest.connect(StreamHeader::Stdout { process: 0 }).await?,
+        stderr: guest.connect(StreamHeader::Stderr { process: 0 }).await?,
+    };
+    // A guest that has just failed says why below.
+    let _ = guest.tell(&ToAgent::Start(Box::new(sandbox_spec(config)))).await;
+    match wait_for_start(&mut guest).await {
+        Ok(Ok(())) => {
+            timing.exec_ns = Some(monotonic_ns());
+            Ok((guest, streams))
+        }
+        Ok(Err(failed)) => {
+            guest.vmm.kill().await;
+            Err(failed)
+        }
+        Err(failure) => Err(guest.explain(failure).await),
+    }
+}
+
+/// The agent's answer to `Start`, or how the guest failed before it.
+async fn wait_for_start(guest: &mut Guest) -> Result<Result<(), Error>, Failure> {
+    loop {
+        tokio::select! {
+            message = guest.from_agent.next() => match message {
+                Ok(FromAgent::Started { process: 0, .. }) => return Ok(Ok(())),
+                Ok(FromAgent::StartFailed { process: 0, kind, message }) => {
+                    let message = one_line(&message, AGENT_TEXT);
+                    return Ok(Err(Error::Start { code: start_failure_code(kind), message }));
+                }
+                Ok(_) => return Err(Failure::Agent("did not answer the start".into())),
+                Err(FrameError::Closed | FrameError::Io(_)) => return Err(guest.last_event().await),
+                Err(e) => return Err(Failure::Agent(format!("broke the protocol: {}", chain(&e)))),
+            },
+            event = guest.vmm.channel.event() => match event {
+                Ok(Event::Booted { .. } | Event::Probed { .. }) => {}
+                Ok(event) => return Err(Failure::Event(event)),
+                Err(_) => return Err(Failure::Ended),
+            },
+        }
+    }
+}
+
+/// Waits for an order that ends a start, and tells whether the sandbox shall go with it.
+async fn given_up(orders: &mut mpsc::Receiver<Order>) -> bool {
+    while let Some(order) = orders.recv().await {
+        match order {
+            Order::GiveUp { discard } => return discard,
+            Order::Kill | Order::Stop { .. } => return false,
+            // There is no process yet that it could be sent to.
+            Order::Signal(_) => {}
+        }
+    }
+    std::future::pending().await
+}
+
+/// Waits for an order to end the guest at once.
+async fn killed(orders: &mut mpsc::Receiver<Order>) {
+    while let Some(order) = orders.recv().await {
+        if matches!(order, Order::Kill | Order::Signal(9)) {
+            return;
+        }
+    }
+    std::future::pending().await
+}
+
+/// An exit that the agent told before its guest ended.
+async fn last_exit(guest: &mut Guest) -> Option<ExitStatus> {
+    while let Ok(Ok(message)) = timeout(LAST_WORDS_TIMEOUT, guest.from_agent.next()).await {
+        if let FromAgent::Exited { process: 0, status } = message {
+            return Some(status);
+        }
+    }
+    None
+}
+
+async fn send_signal(guest: &mut Guest, signal: u8, deadlines: &mut Deadlines) {
+    if signal == Signal::KILL.number() {
+        deadlines.kill_guest_soon();
+    }
+    // A guest that takes no messages any more is ended by the deadline or by the loop, which sees its end.
+    let _ = timeout(KILL_TIMEOUT, guest.tell(&ToAgent::Signal { process: 0, signal })).await;
+}
+
+/// Asks the guest to write everything to its disk and stop, and waits for it.
+async fn shut_down(guest: &mut Guest, orders: &mut mpsc::Receiver<Order>) {
+    let stopped = async {
+        if guest.tell(&ToAgent::Shutdown).await.is_ok() {
+            while let Ok(Event::Booted { .. } | Event::Probed { .. }) = guest.vmm.channel.event().await {}
+        }
+    };
+    tokio::select! {
+        _ = timeout(SHUTDOWN_TIMEOUT, stopped) => {}
+        () = killed(orders) => {}
+    }
+}
+
+/// When a stop becomes a kill, and a kill of the process one of the guest.
+#[derive(Default)]
+struct Deadlines {
+    process: Option<Instant>,
+    guest: Option<Instant>,
+}
+
+impl Deadlines {
+    /// A later stop may shorten the time that an earlier one gave, and not lengthen it.
+    fn kill_process_in(&mut self, timeout_s: Option<u32>) {
+        let Some(seconds) = timeout_s else { return };
+        let deadline = Instant::now() + Duration::from_secs(seconds.into());
+        self.process = Some(self.process.map_or(deadline, |earlier| earlier.min(deadline)));
+    }
+
+    fn kill_guest_soon(&mut self) {
+        self.process = None;
+        self.guest.get_or_insert_with(|| Instant::now() + KILL_TIMEOUT);
+    }
+
+    async fn kill_process(&self) {
+        at(self.process).await;
+    }
+
+    async fn kill_guest(&self) {
+        at(self.guest).await;
+    }
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The tasks that move the process's streams.
+struct Pumps {
+    stdout: JoinHandle<()>,
+    stderr: JoinHandle<()>,
+    stdin: Option<JoinHandle<()>>,
+}
+
+impl Pumps {
+    /// Waits for the end of the output; there is no use for input any more.
+    async fn finish(mut self) {
+        let _ = (&mut self.stdout).await;
+        let _ = (&mut self.stderr).await;
+    }
+}
+
+impl Drop for Pumps {
+    fn drop(&mut self) {
+        self.stdout.abort();
+        self.stderr.abort();
+        if let Some(stdin) = &self.stdin {
+            stdin.abort();
+        }
+    }
+}
+
+/// Moves what clients write to the process's standard input; its end is passed on.
+async fn feed(mut socket: UnixStream, mut pieces: mpsc::Receiver<Vec<u8>>) {
+    while let Some(bytes) = pieces.recv().await {
+        if socket.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+    let _ = socket.shutdown().await;
+    // The socket stays until the process has read what is on its way; the task is ended with the guest.
+    std::future::pending().await
+}

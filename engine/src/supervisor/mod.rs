@@ -1,0 +1,221 @@
+//! The supervisor: one process a sandbox, from the start of its guest to its end. It owns the sandbox's published ports,
+//! log, exit status and control socket, and holds the sandbox's lock as long as it lives.
+//!
+//! | module | job |
+//! |---|---|
+//! | [`life`] | the guest from boot to end: an order, an event or a message at a time |
+//! | [`serve`] | the engine's connections: what they ask becomes orders, what happens becomes replies |
+//! | [`output`] | the process's output, to the log and to attached clients |
+//! | [`ports`] | published ports |
+//!
+//! Everything runs in one thread.
+
+mod life;
+mod output;
+mod ports;
+mod serve;
+
+use std::{os::fd::OwnedFd, time::Duration};
+
+use tokio::{
+    net::{UnixListener, UnixStream},
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, oneshot, watch},
+    task::LocalSet,
+};
+
+use self::{
+    life::{End, Life},
+    output::Output,
+    serve::{Phase, Service},
+};
+use crate::{
+    Error, Paths, SandboxId,
+    clock::monotonic_ns,
+    control::{self, Exit, FRAME_BYTES, Reply},
+    error::{CODE_BRIG, chain},
+    frames,
+    host::Host,
+    log::LogWriter,
+    sandbox::{Config, Directory, Registry, State, lock::Lock},
+};
+
+/// What a supervisor that is told to end itself (SIGTERM, at the host's shutdown) leaves its process, in seconds.
+const TERMINATED_TIMEOUT_S: u32 = 10;
+
+/// Most orders that wait for the life of the guest to take them.
+const ORDERS: usize = 16;
+
+/// How long replies may take to reach clients that only wait; attached clients get the time that they need.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What clients want of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    /// Send a signal to the process.
+    Signal(u8),
+    /// Send a signal, and SIGKILL later.
+    Stop { signal: u8, timeout_s: Option<u32> },
+    /// End the guest at once.
+    Kill,
+    /// The one who asked for the start is gone.
+    GiveUp {
+        /// Whether the sandbox shall be removed.
+        discard: bool,
+    },
+}
+
+/// The whole life of a supervisor process. `starter` is the socket that it was born with.
+///
+/// # Errors
+/// Those of setting the process up; what happens to the sandbox is told to its clients and its state.
+pub fn main(paths: &Paths, id: &SandboxId, starter: OwnedFd, host: &dyn Host) -> Result<(), Error> {
+    // The sandbox outlives the shell that it was started from. It fails for a process that has a session of its own.
+    let _ = rustix::process::setsid();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::Runtime)?;
+    let starter = std::os::unix::net::UnixStream::from(starter);
+    runtime.block_on(LocalSet::new().run_until(async {
+        starter.set_nonblocking(true).map_err(Error::Runtime)?;
+        let starter = UnixStream::from_std(starter).map_err(Error::Runtime)?;
+        supervise(paths, id, starter, host).await;
+        Ok(())
+    }))
+}
+
+/// What a supervisor has before anything is started.
+struct Prepared {
+    config: Config,
+    directory: Directory,
+    lock: Lock,
+    ports: Vec<ports::Listener>,
+    control: UnixListener,
+    output: Output,
+}
+
+fn prepare(paths: &Paths, id: &SandboxId) -> Result<Prepared, Error> {
+    let directory = Registry::new(paths.sandboxes()).directory(id);
+    let lock =
+        Lock::try_take(&directory.lock())?.ok_or_else(|| Error::AlreadyRunning(id.short().to_owned()))?;
+    let config = directory.read_config()?;
+    let prepared = || {
+        let ports = ports::bind_all(&config.ports)?;
+        let log = LogWriter::open(&directory.log()).map_err(Error::file("open", &directory.log()))?;
+        Ok((ports, Output::new(log), control::bind(&paths.runtime, id)?))
+    };
+    match prepared() {
+        Ok((ports, output, control)) => Ok(Prepared {
+            config,
+            directory,
+            lock,
+            ports,
+            control,
+            output,
+        }),
+        Err(e) => {
+            if let Ok(state) = directory.read_state() {
+                let _ = directory.write_state(&state.start_failed(CODE_BRIG, chain(&e)));
+            }
+            Err(e)
+        }
+    }
+}
+
+async fn supervise(paths: &Paths, id: &SandboxId, mut starter: UnixStream, host: &dyn Host) {
+    let began_ns = monotonic_ns();
+    let prepared = match prepare(paths, id) {
+        Ok(prepared) => prepared,
+        Err(e) => {
+            let reply = Reply::Failed {
+                code: CODE_BRIG,
+                message: chain(&e),
+            };
+            let _ = frames::write(&mut starter, &reply, FRAME_BYTES).await;
+            return;
+        }
+    };
+    let Prepared {
+        config,
+        directory,
+        lock,
+        ports,
+        control,
+        output,
+    } = prepared;
+    let (orders, order_queue) = mpsc::channel(ORDERS);
+    let (phase, watched) = watch::channel(Phase::Starting);
+    let (begin, begun) = oneshot::channel();
+    let (service, stdin) = Service::new(orders.clone(), watched, output.clone());
+    tokio::task::spawn_local(service.clone().starter(starter, begin));
+    let listening = tokio::task::spawn_local(service.clone().listen(control));
+    let terminated = tokio::task::spawn_local(stop_on_sigterm(orders, config.stop_signal.number()));
+
+    let mut discard = false;
+    let mut life = Life::new(paths, host, &config, &directory, &output, order_queue, began_ns);
+    let end = match begun.await {
+        Ok(()) => life.run(ports, stdin, &phase).await,
+        // The starter left before it asked for a start: nothing has happened.
+        Err(_) => End::GivenUp { discard: false },
+    };
+    if let End::GivenUp { discard: wanted } = end {
+        discard = wanted;
+    }
+    listening.abort();
+    terminated.abort();
+    output.close();
+    let _ = std::fs::remove_file(control::socket_path(&paths.runtime, id));
+    record(paths, &config, &directory, &lock, &end, discard);
+    drop(lock);
+    phase.send_replace(Phase::Over(farewell(end)));
+    service.finish(FAREWELL).await;
+}
+
+async fn stop_on_sigterm(orders: mpsc::Sender<Order>, stop_signal: u8) {
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        return;
+    };
+    while terminate.recv().await.is_some() {
+        let stop = Order::Stop {
+            signal: stop_signal,
+            timeout_s: Some(TERMINATED_TIMEOUT_S),
+        };
+        let _ = orders.send(stop).await;
+    }
+}
+
+/// Writes the end down, or removes the sandbox when nobody wants it any more.
+fn record(paths: &Paths, config: &Config, directory: &Directory, lock: &Lock, end: &End, discard: bool) {
+    if config.auto_remove || discard {
+        let _ = Registry::new(paths.sandboxes()).remove(&config.id, lock);
+        return;
+    }
+    let Ok(state) = directory.read_state() else { return };
+    let _ = directory.write_state(&last_state(&state, end));
+}
+
+fn last_state(state: &State, end: &End) -> State {
+    match end {
+        End::Exited(exit) => state.exited(jiff::Timestamp::now(), exit.code, exit.error.clone()),
+        End::Failed { code, message } => state.start_failed(*code, message.clone()),
+        End::GivenUp { .. } => state.start_failed(CODE_BRIG, Error::Interrupted.to_string()),
+    }
+}
+
+/// The last reply to every client.
+fn farewell(end: End) -> Reply {
+    match end {
+        End::Exited(exit) => Reply::Exited(exit),
+        End::Failed { code, message } => Reply::Failed { code, message },
+        End::GivenUp { .. } => Reply::Exited(Box::new(Exit {
+            code: CODE_BRIG,
+            error: Some(Error::Interrupted.to_string()),
+            ..Exit::default()
+        })),
+    }
+}
+
+#[cfg(test)]
+mod tests;

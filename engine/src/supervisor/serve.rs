@@ -1,0 +1,256 @@
+//! Connections of the engine's: see [`crate::control`] for what is said on them.
+
+use std::{cell::RefCell, rc::Rc, time::Duration};
+
+use tokio::{
+    net::{
+        UnixListener, UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{mpsc, oneshot, watch},
+    task::{AbortHandle, JoinSet},
+};
+
+use super::{Order, output::Output};
+use crate::{
+    control::{FRAME_BYTES, Reply, Request},
+    frames::{self, FrameReader},
+};
+
+/// Pieces of standard input that wait for the process to take them.
+const STDIN_PIECES: usize = 4;
+
+/// Most connections at a time. They come from the user's own processes.
+const CONNECTIONS: usize = 256;
+
+/// How long to rest when the process has run out of descriptors.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// How far the sandbox is.
+#[derive(Clone, Debug)]
+pub(super) enum Phase {
+    /// It is being started.
+    Starting,
+    /// Its process runs.
+    Running,
+    /// It is over, and this is what every client is told.
+    Over(Reply),
+}
+
+/// Serves connections. Clones share everything.
+#[derive(Clone)]
+pub(super) struct Service(Rc<Inner>);
+
+struct Inner {
+    orders: mpsc::Sender<Order>,
+    phase: watch::Receiver<Phase>,
+    output: Output,
+    /// Gone after the end of standard input.
+    stdin: RefCell<Option<mpsc::Sender<Vec<u8>>>>,
+    /// Tasks that write replies: to attached clients, and to the others.
+    attached: RefCell<JoinSet<()>>,
+    waiting: RefCell<JoinSet<()>>,
+}
+
+impl Service {
+    /// A service and the process's standard input, as clients write it.
+    pub fn new(
+        orders: mpsc::Sender<Order>,
+        phase: watch::Receiver<Phase>,
+        output: Output,
+    ) -> (Self, mpsc::Receiver<Vec<u8>>) {
+        let (stdin, input) = mpsc::channel(STDIN_PIECES);
+        let inner = Inner {
+            orders,
+            phase,
+            output,
+            stdin: RefCell::new(Some(stdin)),
+            attached: RefCell::default(),
+            waiting: RefCell::default(),
+        };
+        (Self(Rc::new(inner)), input)
+    }
+
+    /// Serves the control socket.
+    pub async fn listen(self, listener: UnixListener) {
+        let mut connections = JoinSet::new();
+        loop {
+            while connections.try_join_next().is_some() {}
+            if connections.len() >= CONNECTIONS {
+                connections.join_next().await;
+            }
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    connections.spawn_local(self.clone().client(stream));
+                }
+                Err(_) => tokio::time::sleep(ACCEPT_REST).await,
+            }
+        }
+    }
+
+    /// Serves the connection of the one who starts the sandbox.
+    pub async fn starter(self, stream: UnixStream, begin: oneshot::Sender<()>) {
+        let (read, mut write) = stream.into_split();
+        let mut requests = FrameReader::new(read, FRAME_BYTES);
+        if send(&mut write, &Reply::Ready).await.is_err() {
+            return;
+        }
+        let Ok(Request::Start { attach, discard }) = requests.next().await else {
+            return;
+        };
+        let attached = attach.then(|| self.0.output.attach());
+        if begin.send(()).is_err() {
+            return;
+        }
+        let replies = self.clone().replies(write, true, attached);
+        let writer = match attach {
+            true => self.spawn_attached(replies),
+            false => self.spawn_waiting(replies),
+        };
+        self.requests(&mut requests, None).await;
+        if matches!(*self.0.phase.borrow(), Phase::Starting) {
+            let _ = self.0.orders.send(Order::GiveUp { discard }).await;
+        }
+        if attach {
+            self.close_stdin();
+        }
+        writer.abort();
+    }
+
+    async fn client(self, stream: UnixStream) {
+        let (read, write) = stream.into_split();
+        let mut requests = FrameReader::new(read, FRAME_BYTES);
+        let writer = self.requests(&mut requests, Some(write)).await;
+        // Nobody reads the replies any more.
+        if let Some(writer) = writer {
+            writer.abort();
+        }
+    }
+
+    /// Takes requests until the client is gone. The first that is answered over time takes `write`.
+    async fn requests(
+        &self,
+        requests: &mut FrameReader<OwnedReadHalf, Request>,
+        mut write: Option<OwnedWriteHalf>,
+    ) -> Option<AbortHandle> {
+        let mut writer = None;
+        while let Ok(request) = requests.next().await {
+            let order = match request {
+                // Only the starter's first.
+                Request::Start { .. } => break,
+                Request::Stdin(bytes) => {
+                    self.feed_stdin(bytes).await;
+                    continue;
+                }
+                Request::StdinEnd => {
+                    self.close_stdin();
+                    continue;
+                }
+                Request::Signal(signal) => {
+                    self.signal(signal, write.as_mut()).await;
+                    continue;
+                }
+                Request::Attach => {
+                    let Some(write) = write.take() else { break };
+                    let replies = self.clone().replies(write, false, Some(self.0.output.attach()));
+                    writer = Some(self.spawn_attached(replies));
+                    continue;
+                }
+                Request::Wait => None,
+                Request::Stop { signal, timeout_s } => Some(Order::Stop { signal, timeout_s }),
+                Request::Kill => Some(Order::Kill),
+            };
+            let Some(write) = write.take() else { break };
+            let replies = self.clone().replies(write, false, None);
+            writer = Some(self.spawn_waiting(replies));
+            if let Some(order) = order {
+                let _ = self.0.orders.send(order).await;
+            }
+        }
+        writer
+    }
+
+    fn spawn_attached(&self, replies: impl Future<Output = ()> + 'static) -> AbortHandle {
+        spawn(&self.0.attached, replies)
+    }
+
+    fn spawn_waiting(&self, replies: impl Future<Output = ()> + 'static) -> AbortHandle {
+        spawn(&self.0.waiting, replies)
+    }
+
+    async fn signal(&self, signal: u8, write: Option<&mut OwnedWriteHalf>) {
+        let _ = self.0.orders.send(Order::Signal(signal)).await;
+        if let Some(write) = write {
+            let _ = send(write, &Reply::Done).await;
+        }
+    }
+
+    async fn feed_stdin(&self, bytes: Vec<u8>) {
+        let sender = self.0.stdin.borrow().clone();
+        if let Some(sender) = sender {
+            let _ = sender.send(bytes).await;
+        }
+    }
+
+    fn close_stdin(&self) {
+        self.0.stdin.borrow_mut().take();
+    }
+
+    /// Sends output as it comes, then how everything ended; for the starter, also that the process runs.
+    async fn replies(
+        self,
+        mut write: OwnedWriteHalf,
+        starter: bool,
+        attached: Option<super::output::Attached>,
+    ) {
+        let mut phase = self.0.phase.clone();
+        if starter {
+            let Ok(now) = phase
+                .wait_for(|phase| !matches!(phase, Phase::Starting))
+                .await
+                .map(|now| now.clone())
+            else {
+                return;
+            };
+            if matches!(now, Phase::Running) && send(&mut write, &Reply::Started).await.is_err() {
+                return;
+            }
+        }
+        if let Some(mut attached) = attached {
+            while let Some(reply) = attached.next().await {
+                if send(&mut write, &reply).await.is_err() {
+                    return;
+                }
+                attached.delivered(&reply);
+            }
+        }
+        let over = phase
+            .wait_for(|phase| matches!(phase, Phase::Over(_)))
+            .await
+            .map(|now| now.clone());
+        if let Ok(Phase::Over(reply)) = over {
+            let _ = send(&mut write, &reply).await;
+        }
+    }
+
+    /// Waits until every client has been told how it ended: `patience` for those that wait, without a limit for those
+    /// that take output, unless they leave.
+    pub async fn finish(&self, patience: Duration) {
+        let mut attached = self.0.attached.take();
+        while attached.join_next().await.is_some() {}
+        let mut waiting = self.0.waiting.take();
+        let all = async { while waiting.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(patience, all).await;
+    }
+}
+
+/// Adds a task to `set`, which forgets those that have ended.
+fn spawn(set: &RefCell<JoinSet<()>>, task: impl Future<Output = ()> + 'static) -> AbortHandle {
+    let mut set = set.borrow_mut();
+    while set.try_join_next().is_some() {}
+    set.spawn_local(task)
+}
+
+async fn send(write: &mut OwnedWriteHalf, reply: &Reply) -> Result<(), brig_protocol::frame::FrameError> {
+    frames::write(write, reply, FRAME_BYTES).await
+}
