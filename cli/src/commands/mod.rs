@@ -1,0 +1,51 @@
+//! The commands.
+
+mod images;
+mod life;
+mod list;
+mod logs;
+mod run;
+pub mod supervise;
+mod system;
+
+use brig_engine::{Engine, Paths};
+
+use crate::{
+    arguments::{Command, System},
+    failure::Failure,
+};
+
+/// Carries a command out and gives its exit code.
+pub async fn dispatch(command: Command, began_ns: u64) -> Result<i32, Failure> {
+    if let Command::Version = command {
+        return system::version();
+    }
+    let running = matches!(command, Command::Run(_));
+    let open = || Engine::open(Paths::from_environment()?);
+    let engine = open().map_err(|e| if running { Failure::of_run(e) } else { e.into() })?;
+    match command {
+        Command::Run(options) => run::run(&engine, *options, began_ns).await,
+        Command::Ps(options) => list::ps(&engine, &options),
+        Command::Port(options) => list::port(&engine, &options),
+        Command::Inspect(options) => list::inspect(&engine, &options),
+        Command::Stop(options) => life::stop(&engine, &options).await,
+        Command::Start(options) => run::start(&engine, &options).await,
+        Command::Rm(options) => life::remove(&engine, &options).await,
+        Command::Wait(options) => life::wait(&engine, &options).await,
+        Command::Kill(options) => life::kill(&engine, &options).await,
+        Command::Logs(options) => logs::logs(&engine, &options).await,
+        Command::Images(options) => images::list(&engine, &options),
+        Command::Load(options) => images::load(&engine, &options),
+        Command::System(System::Info) => system::info(&engine).await,
+        Command::Version => system::version(),
+    }
+}
+
+/// Prints to standard output.
+fn print(text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()?;
+    Ok(())
+}

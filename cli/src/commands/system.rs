@@ -1,0 +1,64 @@
+//! `system info` and `version`.
+
+use brig_engine::{
+    Engine,
+    error::chain,
+    kvm,
+    sandbox::{Sandbox, Status},
+};
+
+use super::print;
+use crate::{failure::Failure, text};
+
+/// `brig system info`.
+pub async fn info(engine: &Engine) -> Result<i32, Failure> {
+    let sandboxes = engine.list()?;
+    let count = |status| {
+        sandboxes
+            .iter()
+            .filter(|sandbox: &&Sandbox| sandbox.state.status == status)
+            .count()
+    };
+    let kvm = match engine.kvm().await {
+        Ok(kind) => kvm::describe(kind).to_owned(),
+        Err(e) => format!("not usable: {}", chain(&e)),
+    };
+    let host = rustix::system::uname();
+    let memory = rustix::system::sysinfo();
+    let paths = engine.paths();
+    let lines = [
+        ("Version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("KVM", kvm),
+        ("Host kernel", host.release().to_string_lossy().into_owned()),
+        (
+            "CPUs",
+            std::thread::available_parallelism()
+                .map_or(1, usize::from)
+                .to_string(),
+        ),
+        (
+            "Memory",
+            text::size(memory.totalram as u64 * u64::from(memory.mem_unit)),
+        ),
+        ("Sandboxes", sandboxes.len().to_string()),
+        ("  running", count(Status::Running).to_string()),
+        ("  exited", count(Status::Exited).to_string()),
+        ("  created", count(Status::Created).to_string()),
+        ("Images", engine.images().list()?.len().to_string()),
+        ("Root", paths.root.display().to_string()),
+        ("Runtime directory", paths.runtime.display().to_string()),
+        ("Programs", paths.lib.display().to_string()),
+    ];
+    let text: String = lines
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\n"))
+        .collect();
+    print(&text)?;
+    Ok(0)
+}
+
+/// `brig version`.
+pub fn version() -> Result<i32, Failure> {
+    print(&format!("brig {}\n", env!("CARGO_PKG_VERSION")))?;
+    Ok(0)
+}

@@ -1,0 +1,83 @@
+//! The table that `--timing` prints.
+
+use brig_engine::{clock::Timing, kvm};
+
+use crate::table;
+
+/// Where the time went from `request_ns`, when the command began, to `cleaned_ns`, when nothing was left to do. Both are
+/// of `CLOCK_MONOTONIC`.
+pub fn render(timing: &Timing, request_ns: u64, cleaned_ns: u64) -> String {
+    let stages = [
+        ("request", Some(request_ns)),
+        ("supervisor", timing.supervisor_ns),
+        ("VMM start", timing.vmm_ns),
+        ("kernel entry", timing.entry_ns),
+        ("init", timing.init_ns),
+        ("agent ready", timing.ready_ns),
+        ("process exec", timing.exec_ns),
+        ("first output byte", timing.output_ns),
+        ("exit", timing.exit_ns),
+        ("cleaned up", Some(cleaned_ns)),
+    ];
+    let mut reached: Vec<(&str, u64)> = stages
+        .into_iter()
+        .filter_map(|(stage, ns)| ns.map(|ns| (stage, ns)))
+        .collect();
+    // The first byte may come before the word that the exec succeeded.
+    reached.sort_by_key(|(_, ns)| *ns);
+    let mut before = request_ns;
+    let mut rows = Vec::with_capacity(reached.len());
+    for (stage, ns) in reached {
+        rows.push(vec![
+            stage.to_owned(),
+            milliseconds(ns.saturating_sub(request_ns)),
+            milliseconds(ns.saturating_sub(before)),
+        ]);
+        before = ns;
+    }
+    let mut text = table::render(&["STAGE", "MS", "DELTA"], &rows);
+    if let Some(kind) = timing.kvm {
+        text.push_str(&format!("KVM is {}\n", kvm::describe(kind)));
+    }
+    text
+}
+
+fn milliseconds(ns: u64) -> String {
+    format!("{:.1}", ns as f64 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_are_shown_since_the_request_and_since_the_one_before() {
+        let timing = Timing {
+            vmm_ns: Some(3_000_000),
+            entry_ns: Some(4_500_000),
+            exit_ns: Some(9_000_000),
+            ..Timing::default()
+        };
+        let text = render(&timing, 1_000_000, 10_000_000);
+        let cells: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| {
+                line.split("  ")
+                    .map(str::trim)
+                    .filter(|c| !c.is_empty())
+                    .collect()
+            })
+            .collect();
+        assert_eq!(
+            cells,
+            [
+                vec!["STAGE", "MS", "DELTA"],
+                vec!["request", "0.0", "0.0"],
+                vec!["VMM start", "2.0", "2.0"],
+                vec!["kernel entry", "3.5", "1.5"],
+                vec!["exit", "8.0", "4.5"],
+                vec!["cleaned up", "9.0", "1.0"],
+            ]
+        );
+    }
+}
