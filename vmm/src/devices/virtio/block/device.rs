@@ -1,0 +1,269 @@
+//! The device: takes requests from its one queue and carries each out before the next.
+
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
+};
+use virtio_queue::QueueT;
+
+use super::{
+    disk::{Disk, SECTOR_BYTES, SEGMENT_ALIGNMENT},
+    request::{self, RANGE_SECTORS_MAX, RANGES_MAX},
+};
+use crate::devices::virtio::{Activation, F_COMMON, VirtioDevice, chain::Chain, read_config_bytes};
+
+const DEVICE_TYPE: u32 = 2;
+const QUEUE_SIZE: u16 = 256;
+const QUEUE_SIZES: [u16; 1] = [QUEUE_SIZE];
+
+/// Most data buffers of a request: a full table less header and status.
+const SEGMENTS_MAX: u32 = QUEUE_SIZE as u32 - 2;
+
+/// Bytes of `struct virtio_blk_config` up to and with `write_zeroes_may_unmap`.
+const CONFIG_BYTES: usize = 60;
+
+/// A block device.
+#[derive(Debug)]
+pub struct Block {
+    disk: Disk,
+    active: Option<Activation>,
+}
+
+impl Block {
+    /// A device for `disk`.
+    pub fn new(disk: Disk) -> Self {
+        Self { disk, active: None }
+    }
+
+    /// `struct virtio_blk_config` (virtio 1.2, 5.2.4).
+    fn config(&self) -> [u8; CONFIG_BYTES] {
+        let mut config = [0; CONFIG_BYTES];
+        let mut put = |offset: usize, value: &[u8]| config[offset..offset + value.len()].copy_from_slice(value);
+        put(0, &(self.disk.bytes() / SECTOR_BYTES).to_le_bytes());
+        put(12, &SEGMENTS_MAX.to_le_bytes());
+        if self.disk.is_writable() {
+            let alignment = (SEGMENT_ALIGNMENT / SECTOR_BYTES) as u32;
+            put(36, &RANGE_SECTORS_MAX.to_le_bytes()); // max_discard_sectors
+            put(40, &RANGES_MAX.to_le_bytes()); // max_discard_seg
+            put(44, &alignment.to_le_bytes()); // discard_sector_alignment
+            put(48, &RANGE_SECTORS_MAX.to_le_bytes()); // max_write_zeroes_sectors
+            put(52, &RANGES_MAX.to_le_bytes()); // max_write_zeroes_seg
+            put(56, &[1]); // write_zeroes_may_unmap
+        }
+        config
+    }
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> u32 {
+        DEVICE_TYPE
+    }
+
+    fn features(&self) -> u64 {
+        let specific = if self.disk.is_writable() {
+            1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+        } else {
+            1 << VIRTIO_BLK_F_RO
+        };
+        F_COMMON | 1 << VIRTIO_BLK_F_SEG_MAX | specific
+    }
+
+    fn queue_sizes(&self) -> &'static [u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config(), offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) {
+        self.active = Some(activation);
+        self.queue_notified(0);
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+    }
+
+    fn queue_notified(&mut self, _queue: usize) {
+        let Some(active) = &mut self.active else {
+            return;
+        };
+        let memory = &*active.memory;
+        let queue = &mut active.queues[0];
+        while let Some(descriptors) = queue.pop_descriptor_chain(memory) {
+            let head = descriptors.head_index();
+            let written = Chain::new(memory, descriptors)
+                .and_then(|chain| request::execute(&self.disk, chain))
+                .unwrap_or(0);
+            if queue.add_used(memory, head, written).is_err() {
+                break;
+            }
+            // Each request is told of at once: the driver may wait for just this one while the next takes long.
+            active.interrupt.signal_used(queue, memory);
+            // Asks to be told of the next request. One that is there already is taken by the loop.
+            let _ = queue.enable_notification(memory);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io::Write, sync::Arc};
+
+    use virtio_bindings::bindings::virtio_ring::VRING_DESC_F_WRITE;
+    use virtio_queue::{
+        desc::{RawDescriptor, split::Descriptor},
+        mock::MockSplitQueue,
+    };
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::{
+        devices::virtio::interrupt::Interrupt,
+        memory::{self, Memory},
+    };
+
+    const HEADER: u64 = 0x1_0000;
+    const DATA: u64 = 0x2_0000;
+    const STATUS: u64 = 0x3_0000;
+    const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+
+    fn file(content: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        file
+    }
+
+    /// Gives `device` one chain of `(address, bytes, flags)`; returns what it says it wrote, and the status byte.
+    fn run(device: &mut Block, memory: &Arc<Memory>, header: [u64; 2], buffers: &[(u64, u32, u16)]) -> (u32, u8) {
+        memory.write_obj(header, GuestAddress(HEADER)).unwrap();
+        memory.write_obj(0xaau8, GuestAddress(STATUS)).unwrap();
+        let ring = MockSplitQueue::new(&**memory, 16);
+        let descriptors: Vec<_> = buffers
+            .iter()
+            .map(|&(address, bytes, flags)| RawDescriptor::from(Descriptor::new(address, bytes, flags, 0)))
+            .collect();
+        ring.build_desc_chain(&descriptors).unwrap();
+        device.activate(Activation {
+            memory: Arc::clone(memory),
+            queues: vec![ring.create_queue().unwrap()],
+            interrupt: Arc::new(Interrupt::new().unwrap()),
+        });
+        device.reset();
+        assert_eq!(ring.used().idx().load(), 1, "the chain is given back");
+        (
+            ring.used().ring().ref_at(0).unwrap().load().len(),
+            memory.read_obj(GuestAddress(STATUS)).unwrap(),
+        )
+    }
+
+    const IN: u64 = 0;
+    const OUT: u64 = 1;
+    const OK: u8 = 0;
+    const IOERR: u8 = 1;
+    const UNSUPPORTED: u8 = 2;
+
+    #[test]
+    fn sectors_are_read() {
+        let memory = memory::create(1 << 20).unwrap();
+        let mut content = vec![1; 512];
+        content.extend([2; 3584]);
+        let mut device = Block::new(Disk::read_only(vec![(file(&content), 4096)]).unwrap());
+        let chain = [(HEADER, 16, 0), (DATA, 1024, WRITE), (STATUS, 1, WRITE)];
+        assert_eq!(run(&mut device, &memory, [IN, 0], &chain), (1025, OK));
+        let mut read = [0; 1024];
+        memory.read_slice(&mut read, GuestAddress(DATA)).unwrap();
+        assert_eq!((read[0], read[511], read[512], read[1023]), (1, 1, 2, 2));
+    }
+
+    #[test]
+    fn sectors_are_written_and_flushed() {
+        let memory = memory::create(1 << 20).unwrap();
+        let backing = file(&[0; 4096]);
+        let mut device = Block::new(Disk::writable(backing.try_clone().unwrap(), 4096));
+        memory.write_slice(&[5; 512], GuestAddress(DATA)).unwrap();
+        let chain = [(HEADER, 16, 0), (DATA, 512, 0), (STATUS, 1, WRITE)];
+        assert_eq!(run(&mut device, &memory, [OUT, 7], &chain), (1, OK));
+        let chain = [(HEADER, 16, 0), (STATUS, 1, WRITE)];
+        assert_eq!(run(&mut device, &memory, [4, 0], &chain), (1, OK));
+        let mut read = [0; 512];
+        std::os::unix::fs::FileExt::read_exact_at(&backing, &mut read, 7 * 512).unwrap();
+        assert_eq!(read, [5; 512]);
+    }
+
+    #[test]
+    fn a_read_only_disk_refuses_writes_and_discards() {
+        let memory = memory::create(1 << 20).unwrap();
+        let mut device = Block::new(Disk::read_only(vec![(file(&[3; 4096]), 4096)]).unwrap());
+        let chain = [(HEADER, 16, 0), (DATA, 512, 0), (STATUS, 1, WRITE)];
+        assert_eq!(run(&mut device, &memory, [OUT, 0], &chain), (1, IOERR));
+        let chain = [(HEADER, 16, 0), (DATA, 16, 0), (STATUS, 1, WRITE)];
+        assert_eq!(run(&mut device, &memory, [11, 0], &chain), (1, UNSUPPORTED));
+        assert_ne!(device.features() & 1 << VIRTIO_BLK_F_RO, 0);
+    }
+
+    #[test]
+    fn requests_past_the_end_fail() {
+        let memory = memory::create(1 << 20).unwrap();
+        let mut device = Block::new(Disk::writable(file(&[0; 4096]), 4096));
+        for sector in [8, 7, u64::MAX, u64::MAX / 512] {
+            let chain = [(HEADER, 16, 0), (DATA, 1024, WRITE), (STATUS, 1, WRITE)];
+            assert_eq!(run(&mut device, &memory, [IN, sector], &chain), (1, IOERR));
+            let chain = [(HEADER, 16, 0), (DATA, 1024, 0), (STATUS, 1, WRITE)];
+            assert_eq!(run(&mut device, &memory, [OUT, sector], &chain), (1, IOERR));
+        }
+    }
+
+    #[test]
+    fn data_that_is_no_whole_sector_fails() {
+        let memory = memory::create(1 << 20).unwrap();
+        let mut device = Block::new(Disk::writable(file(&[0; 4096]), 4096));
+        let chain = [(HEADER, 16, 0), (DATA, 511, WRITE), (STATUS, 1, WRITE)];
+        assert_eq!(run(&mut device, &memory, [IN, 0], &chain), (1, IOERR));
+    }
+
+    #[test]
+    fn damaged_chains_are_given_back() {
+        let memory = memory::create(1 << 20).unwrap();
+        let mut device = Block::new(Disk::writable(file(&[0; 4096]), 4096));
+        for chain in [
+            &[(HEADER, 16, 0)][..],
+            &[(HEADER, 8, 0), (STATUS, 1, WRITE)],
+            &[(STATUS, 1, WRITE), (HEADER, 16, 0)],
+            &[(HEADER, 16, 0), (u64::MAX - 100, 512, WRITE), (STATUS, 1, WRITE)],
+            &[(HEADER, 16, 0), (1 << 20, 512, WRITE), (STATUS, 1, WRITE)],
+        ] {
+            let (_, status) = run(&mut device, &memory, [IN, 0], chain);
+            assert_ne!(status, OK);
+        }
+    }
+
+    #[test]
+    fn a_range_can_be_discarded_and_zeroed() {
+        let memory = memory::create(1 << 20).unwrap();
+        let backing = file(&[9; 8192]);
+        let mut device = Block::new(Disk::writable(backing.try_clone().unwrap(), 8192));
+        let chain = [(HEADER, 16, 0), (DATA, 16, 0), (STATUS, 1, WRITE)];
+        memory.write_obj([0u64, 8], GuestAddress(DATA)).unwrap();
+        assert_eq!(run(&mut device, &memory, [11, 0], &chain), (1, OK));
+        let mut read = [1; 8192];
+        std::os::unix::fs::FileExt::read_exact_at(&backing, &mut read, 0).unwrap();
+        assert_eq!((read[0], read[4095], read[4096]), (0, 0, 9));
+        memory.write_obj([16u64, 8], GuestAddress(DATA)).unwrap();
+        assert_eq!(run(&mut device, &memory, [13, 0], &chain), (1, IOERR));
+        memory.write_obj([0u64, 8 | 2 << 32], GuestAddress(DATA)).unwrap();
+        assert_eq!(run(&mut device, &memory, [11, 0], &chain), (1, UNSUPPORTED));
+    }
+
+    #[test]
+    fn the_configuration_tells_capacity_and_limits() {
+        let device = Block::new(Disk::writable(file(&[0; 4096]), 4096));
+        let mut capacity = [0; 8];
+        device.read_config(0, &mut capacity);
+        assert_eq!(u64::from_le_bytes(capacity), 8);
+        let mut outside = [0xff; 4];
+        device.read_config(u64::MAX, &mut outside);
+        device.read_config(4000, &mut outside);
+        assert_eq!(outside, [0xff; 4]);
+    }
+}

@@ -1,0 +1,71 @@
+//! What a KVM without hardware virtualization lacks. Such a KVM interprets the guest's kernel mode with the instruction
+//! emulator of Linux (arch/x86/kvm/emulate.c), which does not know every instruction: it reports a failure, and the VMM
+//! carries the instruction out and lets the vCPU go on. On a standard KVM no [`Emulator`] exists.
+//!
+//! | room | does |
+//! |---|---|
+//! | [`step`] | fetches and decodes the instruction at RIP, puts back what has changed |
+//! | [`execute`] | carries it out on a copy of the registers |
+//! | [`operands`] | registers, memory operands, immediate values |
+//! | [`paging`] | translates addresses as the processor does, with its permission checks |
+//! | [`bits`] | the arithmetic, apart from everything else |
+
+pub mod bits;
+pub mod execute;
+pub mod operands;
+pub mod paging;
+mod step;
+
+pub use step::{EmulateError, Emulator};
+
+use crate::kvm::cpuid::FeatureMask;
+
+/// Tells the guest's kernel to avoid what the emulator lacks, and to use its workaround for `syscall` (kernel-config's
+/// patch). Needed beside [`CPUID_MASKS`], which such a KVM does not apply everywhere. Without `erms` and `fsrm` the
+/// kernel copies eight bytes an instruction rather than one.
+pub const KERNEL_PARAMETERS: &str = "brig_emulated_kvm noxsave clearcpuid=popcnt,smap,smep,umip,fsgsbase,rdrand,rdseed,\
+    erms,fsrm,cx16,invpcid,bmi1,bmi2,movbe,clflushopt,clwb,serialize,movdiri,movdir64b,pku,avx,avx2,fma,rtm,hle";
+
+/// The same for whoever asks the processor itself (Intel SDM, volume 2, CPUID).
+pub const CPUID_MASKS: &[FeatureMask] = &[
+    FeatureMask {
+        leaf: 1,
+        subleaf: 0,
+        ebx: 0,
+        // FMA, CMPXCHG16B, MOVBE, POPCNT, XSAVE, AVX, F16C, RDRAND
+        ecx: 1 << 12 | 1 << 13 | 1 << 22 | 1 << 23 | 1 << 26 | 1 << 28 | 1 << 29 | 1 << 30,
+        edx: 0,
+    },
+    FeatureMask {
+        leaf: 7,
+        subleaf: 0,
+        // FSGSBASE, BMI1, HLE, AVX2, SMEP, BMI2, ERMS, INVPCID, RTM, AVX512F, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB
+        ebx: 1
+            | 1 << 3
+            | 1 << 4
+            | 1 << 5
+            | 1 << 7
+            | 1 << 8
+            | 1 << 9
+            | 1 << 10
+            | 1 << 11
+            | 1 << 16
+            | 1 << 18
+            | 1 << 19
+            | 1 << 20
+            | 1 << 23
+            | 1 << 24,
+        // UMIP, PKU, LA57, RDPID, MOVDIRI, MOVDIR64B
+        ecx: 1 << 2 | 1 << 3 | 1 << 16 | 1 << 22 | 1 << 27 | 1 << 28,
+        // FSRM, SERIALIZE
+        edx: 1 << 4 | 1 << 14,
+    },
+    FeatureMask {
+        leaf: 0x8000_0001,
+        subleaf: 0,
+        ebx: 0,
+        // LZCNT, XOP, FMA4, TBM
+        ecx: 1 << 5 | 1 << 11 | 1 << 16 | 1 << 21,
+        edx: 0,
+    },
+];

@@ -1,0 +1,198 @@
+//! One virtual processor: its first state, and the loop that runs it and answers its exits.
+
+use std::sync::Arc;
+
+use brig_protocol::vmm::StopReason;
+use kvm_bindings::{
+    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_cpuid_entry2, kvm_msr_entry,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::{KvmError, Vm, cpuid, failed};
+use crate::{boot::long_mode, devices::bus::Bus, emulate::Emulator, stop::Stop};
+
+/// Lets `rep movs` and `rep stos` work by whole cache lines (Intel SDM, volume 4).
+const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
+const MISC_ENABLE_FAST_STRING: u64 = 1;
+/// Memory is write-back where no range says otherwise.
+const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+const MTRR_ENABLED_WRITE_BACK: u64 = 1 << 11 | 6;
+
+/// Offsets of the local APIC's LINT0 and LINT1 entries, and their delivery modes (Intel SDM, volume 3, 11.5.1).
+const APIC_LVT_LINT0: usize = 0x350;
+const APIC_LVT_LINT1: usize = 0x360;
+const DELIVER_NMI: u32 = 4 << 8;
+const DELIVER_EXTINT: u32 = 7 << 8;
+
+/// A virtual processor, ready to run.
+#[derive(Debug)]
+pub struct Vcpu {
+    fd: VcpuFd,
+    index: u8,
+    bus: Arc<Bus>,
+    stop: Arc<Stop>,
+    emulator: Option<Emulator>,
+    /// Keeps the guest's memory mapped for as long as `fd` can run.
+    _vm: Arc<Vm>,
+}
+
+/// What all vCPUs of a guest share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The machine.
+    pub vm: Arc<Vm>,
+    /// CPUID leaves from [`cpuid::for_guest`].
+    pub cpuid: Vec<kvm_cpuid_entry2>,
+    /// How many there are.
+    pub count: u8,
+    /// Where port and memory exits go.
+    pub bus: Arc<Bus>,
+    /// Where the end of the guest is reported.
+    pub stop: Arc<Stop>,
+}
+
+impl Vcpu {
+    /// Makes vCPU `index`. The first one starts at `entry` in long mode; the others wait for the first to wake them.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn new(shared: &Shared, index: u8, entry: u64, emulator: Option<Emulator>) -> Result<Self, KvmError> {
+        let fd = shared.vm.create_vcpu(index)?;
+        let leaves = cpuid::for_vcpu(&shared.cpuid, index, shared.count)?;
+        fd.set_cpuid2(&leaves).map_err(failed("KVM_SET_CPUID2"))?;
+        set_msrs(&fd)?;
+        set_local_interrupts(&fd)?;
+        fd.set_fpu(&long_mode::floating_point())
+            .map_err(failed("KVM_SET_FPU"))?;
+        if index == 0 {
+            let sregs = fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+            fd.set_sregs(&long_mode::special_registers(sregs))
+                .map_err(failed("KVM_SET_SREGS"))?;
+            fd.set_regs(&long_mode::registers(entry))
+                .map_err(failed("KVM_SET_REGS"))?;
+        }
+        Ok(Self {
+            fd,
+            index,
+            bus: Arc::clone(&shared.bus),
+            stop: Arc::clone(&shared.stop),
+            emulator,
+            _vm: Arc::clone(&shared.vm),
+        })
+    }
+
+    /// Runs the guest until it stops, then reports why.
+    pub fn run(mut self) {
+        let reason = self.run_until_stopped();
+        self.stop.request(reason);
+    }
+
+    fn run_until_stopped(&mut self) -> StopReason {
+        loop {
+            let emulate = match self.fd.run() {
+                Ok(VcpuExit::IoOut(port, data)) => {
+                    if self.bus.port_write(port, data).is_break() {
+                        return StopReason::Reset;
+                    }
+                    false
+                }
+                Ok(VcpuExit::IoIn(port, data)) => {
+                    self.bus.port_read(port, data);
+                    false
+                }
+                Ok(VcpuExit::MmioRead(address, data)) => {
+                    self.bus.memory_read(address, data);
+                    false
+                }
+                Ok(VcpuExit::MmioWrite(address, data)) => {
+                    self.bus.memory_write(address, data);
+                    false
+                }
+                Ok(VcpuExit::Shutdown) => return StopReason::Reset,
+                Ok(VcpuExit::SystemEvent(
+                    KVM_SYSTEM_EVENT_RESET | KVM_SYSTEM_EVENT_SHUTDOWN | KVM_SYSTEM_EVENT_CRASH,
+                    _,
+                )) => return StopReason::Reset,
+                Ok(VcpuExit::InternalError) => true,
+                Ok(VcpuExit::Intr) => false,
+                Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => false,
+                Ok(exit) => {
+                    let what = format!("{exit:?}");
+                    return self.failure(&what);
+                }
+                Err(e) => return self.failure(&format!("KVM_RUN: {e}")),
+            };
+            if emulate {
+                let error = internal_error(&mut self.fd);
+                let Some(emulator) = &self.emulator else {
+                    return self.failure(&error);
+                };
+                if let Err(e) = emulator.step(&self.fd) {
+                    return self.failure(&format!("{error}: {e}"));
+                }
+            }
+        }
+    }
+
+    /// One line on why this vCPU cannot go on, with the registers that say where.
+    fn failure(&self, what: &str) -> StopReason {
+        let mut line = format!("vCPU {}: {what}", self.index);
+        if let (Ok(r), Ok(s)) = (self.fd.get_regs(), self.fd.get_sregs()) {
+            line.push_str(&format!(
+                "; rip={:#x} rsp={:#x} rflags={:#x} rax={:#x} rbx={:#x} rcx={:#x} rdx={:#x} rsi={:#x} rdi={:#x} \
+                 rbp={:#x} cs={:#x} cr0={:#x} cr2={:#x} cr3={:#x} cr4={:#x} efer={:#x}",
+                r.rip,
+                r.rsp,
+                r.rflags,
+                r.rax,
+                r.rbx,
+                r.rcx,
+                r.rdx,
+                r.rsi,
+                r.rdi,
+                r.rbp,
+                s.cs.selector,
+                s.cr0,
+                s.cr2,
+                s.cr3,
+                s.cr4,
+                s.efer
+            ));
+        }
+        StopReason::VcpuFailed(line)
+    }
+}
+
+/// Which internal error KVM reports.
+fn internal_error(fd: &mut VcpuFd) -> String {
+    // SAFETY: the last exit was KVM_EXIT_INTERNAL_ERROR, for which KVM fills this member; it consists of plain integers.
+    let suberror = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
+    format!("KVM_EXIT_INTERNAL_ERROR, suberror {suberror}")
+}
+
+fn set_msrs(fd: &VcpuFd) -> Result<(), KvmError> {
+    let entry = |index, data| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    };
+    let msrs = Msrs::from_entries(&[
+        entry(MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
+        entry(MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK),
+    ])
+    .map_err(|_| KvmError::Cpuid)?;
+    // A KVM that lacks one of them stops there; neither is needed for a guest to run.
+    fd.set_msrs(&msrs).map_err(failed("KVM_SET_MSRS"))?;
+    Ok(())
+}
+
+/// Wires LINT0 to the PICs and LINT1 to NMI, as firmware does.
+fn set_local_interrupts(fd: &VcpuFd) -> Result<(), KvmError> {
+    let mut apic = fd.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
+    for (offset, mode) in [(APIC_LVT_LINT0, DELIVER_EXTINT), (APIC_LVT_LINT1, DELIVER_NMI)] {
+        for (register, byte) in apic.regs[offset..].iter_mut().zip(mode.to_le_bytes()) {
+            *register = byte as libc::c_char;
+        }
+    }
+    fd.set_lapic(&apic).map_err(failed("KVM_SET_LAPIC"))
+}

@@ -1,0 +1,131 @@
+//! Plays the supervisor: starts a brig-vmm, hands it descriptors, and reads its events. Shared by the tests and the
+//! `boot` example.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    path::Path,
+    process::{Child, Command as Process, Stdio},
+};
+
+use brig_protocol::{
+    channel::{self, ChannelError},
+    vmm::{BootConfig, CHANNEL_FD, Command, Event, FdIndex, KvmKind},
+};
+
+/// A brig-vmm and the channel to it. It ends when this is dropped.
+pub struct Vmm {
+    /// The process.
+    pub child: Child,
+    channel: OwnedFd,
+}
+
+impl Vmm {
+    /// Starts `binary`.
+    pub fn spawn(binary: &Path) -> io::Result<Self> {
+        let (ours, theirs) = channel::pair()?;
+        let raw = theirs.as_raw_fd();
+        let mut process = Process::new(binary);
+        process.stdin(Stdio::null());
+        // SAFETY: dup2 and fcntl are async-signal-safe and touch no memory.
+        unsafe {
+            process.pre_exec(move || {
+                let result = if raw == CHANNEL_FD {
+                    libc::fcntl(raw, libc::F_SETFD, 0)
+                } else {
+                    libc::dup2(raw, CHANNEL_FD)
+                };
+                if result < 0 {
+                    Err(io::Error::last_os_error())
+                } else {
+                    Ok(())
+                }
+            });
+        }
+        Ok(Self {
+            child: process.spawn()?,
+            channel: ours,
+        })
+    }
+
+    /// Sends a command with descriptors.
+    pub fn send(&self, command: &Command, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+        channel::send(&self.channel, command, fds)
+    }
+
+    /// Waits for the next event.
+    pub fn event(&self) -> Result<Event, ChannelError> {
+        channel::receive(&self.channel).map(|(event, _)| event)
+    }
+
+    /// Asks what kind of KVM this is.
+    pub fn probe(&self, kvm: &File) -> Result<KvmKind, String> {
+        self.send(&Command::Probe, &[kvm.as_fd()])
+            .map_err(|e| e.to_string())?;
+        match self.event() {
+            Ok(Event::Probed { kvm }) => Ok(kvm),
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    /// Boots a guest.
+    pub fn boot(&self, guest: Guest) -> Result<Event, ChannelError> {
+        let fds: Vec<_> = guest.fds.iter().map(AsFd::as_fd).collect();
+        self.send(&Command::Boot(guest.config), &fds)?;
+        self.event()
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A boot command in the making: descriptors are added as they are named.
+pub struct Guest {
+    /// The command.
+    pub config: BootConfig,
+    fds: Vec<OwnedFd>,
+}
+
+impl Guest {
+    /// A guest of one vCPU and 128 MiB; its console is the reader that is returned.
+    pub fn new(kvm: &File, kind: KvmKind, kernel: File, initrd: File) -> io::Result<(Self, io::PipeReader)> {
+        let (reader, writer) = io::pipe()?;
+        let mut guest = Self {
+            config: BootConfig {
+                vcpus: 1,
+                memory_mib: 128,
+                kvm: kind,
+                kernel: 0,
+                initrd: 0,
+                console: 0,
+                extra_command_line: String::new(),
+                disks: Vec::new(),
+                listeners: Vec::new(),
+            },
+            fds: vec![kvm.try_clone()?.into()],
+        };
+        guest.config.kernel = guest.add(kernel);
+        guest.config.initrd = guest.add(initrd);
+        guest.config.console = guest.add(writer);
+        Ok((guest, reader))
+    }
+
+    /// Adds a descriptor; returns its index.
+    pub fn add(&mut self, fd: impl Into<OwnedFd>) -> FdIndex {
+        self.fds.push(fd.into());
+        (self.fds.len() - 1) as FdIndex
+    }
+}
+
+/// Opens `/dev/kvm` as a supervisor does.
+pub fn open_kvm() -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open("/dev/kvm")
+}
