@@ -151,16 +151,6 @@ impl<R: BufRead> Reader<R> {
         }
     }
 
-    /// The stream, at whatever position the archive has been read to.
-    pub fn into_inner(self) -> R {
-        self.source
-    }
-
-    /// The stream under the archive.
-    pub fn get_ref(&self) -> &R {
-        &self.source
-    }
-
     /// The next entry, or `None` at the archive's end. Data of the entry before it that was not read is skipped.
     ///
     /// # Errors
@@ -214,35 +204,6 @@ impl<R: BufRead> Reader<R> {
         self.source.consume(count);
         self.stored -= count as u64;
         self.map.consume(count as u64);
-    }
-
-    /// Reads the whole data of the current entry.
-    ///
-    /// # Errors
-    /// [`TarError::TooLong`] when it has more than `limit` bytes; otherwise as [`Reader::chunk`].
-    pub fn read_to_vec(&mut self, limit: usize) -> Result<Vec<u8>, TarError> {
-        let mut data = Vec::new();
-        loop {
-            let taken = match self.chunk()? {
-                Chunk::End => return Ok(data),
-                Chunk::Hole(zeros) => {
-                    let zeros = usize::try_from(zeros).unwrap_or(usize::MAX);
-                    if zeros > limit - data.len() {
-                        return Err(TarError::TooLong("data"));
-                    }
-                    data.resize(data.len() + zeros, 0);
-                    0
-                }
-                Chunk::Bytes(bytes) if bytes.len() > limit - data.len() => {
-                    return Err(TarError::TooLong("data"));
-                }
-                Chunk::Bytes(bytes) => {
-                    data.extend_from_slice(bytes);
-                    bytes.len()
-                }
-            };
-            self.consume(taken);
-        }
     }
 
     fn entry(&mut self, block: &Block, mut records: Records) -> Result<Entry, TarError> {

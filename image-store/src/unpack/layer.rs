@@ -1,6 +1,6 @@
 //! Applies the entries of one layer to the tree.
 
-use std::io::BufRead;
+use std::{collections::BTreeMap, io::BufRead};
 
 use super::{
     LayerError, UnpackError,
@@ -73,13 +73,21 @@ impl Applier<'_> {
         }
         let directory = self.make_directories(&entry, parents)?;
         match entry.kind {
-            Kind::Directory => self.directory(entry, directory),
             Kind::HardLink => self.hard_link(&entry, directory, name),
-            _ => {
-                let content = content(&entry, reader, writer)?;
+            kind => {
                 let attributes = self.attributes(&entry)?;
-                let node = self.tree.add(attributes, content)?;
-                self.tree.link(directory, name, node, self.layer)
+                match self.tree.child(directory, name) {
+                    Some(child) if kind == Kind::Directory && self.tree.is_directory(child.node) => {
+                        self.tree.set_attributes(child.node, attributes);
+                        self.tree.touch(directory, name, self.layer);
+                        Ok(())
+                    }
+                    _ => {
+                        let content = content(&entry, reader, writer)?;
+                        let node = self.tree.add(attributes, content)?;
+                        self.tree.link(directory, name, node, self.layer)
+                    }
+                }
             }
         }
     }
@@ -92,25 +100,6 @@ impl Applier<'_> {
         let attributes = self.attributes(&entry)?;
         self.tree.set_attributes(ROOT, attributes);
         Ok(())
-    }
-
-    fn directory(&mut self, entry: Entry, parent: NodeId) -> Result<(), UnpackError> {
-        let parts = components(&entry.path)?;
-        let Some(&name) = parts.last() else {
-            return Ok(());
-        };
-        let attributes = self.attributes(&entry)?;
-        if let Some(child) = self.tree.child(parent, name)
-            && self.tree.is_directory(child.node)
-        {
-            self.tree.set_attributes(child.node, attributes);
-            self.tree.touch(parent, name, self.layer);
-            return Ok(());
-        }
-        let node = self
-            .tree
-            .add(attributes, Content::Directory(std::collections::BTreeMap::new()))?;
-        self.tree.link(parent, name, node, self.layer)
     }
 
     fn hard_link(&mut self, entry: &Entry, directory: NodeId, name: &[u8]) -> Result<(), UnpackError> {
@@ -233,7 +222,7 @@ impl Applier<'_> {
             if name.len() > NAME_BYTES_MAX {
                 return Err(LayerError::Path(shown(path)).into());
             }
-            let content = Content::Directory(std::collections::BTreeMap::new());
+            let content = Content::Directory(BTreeMap::new());
             let node = self.tree.add(attributes.clone(), content)?;
             self.tree.link(here, name, node, self.layer)?;
             way.push(node);
@@ -279,7 +268,9 @@ fn content<R: BufRead>(
         Kind::Symlink => Content::Symlink(entry.link.as_slice().into()),
         Kind::CharDevice => Content::CharDevice(device()?),
         Kind::BlockDevice => Content::BlockDevice(device()?),
-        Kind::Fifo | Kind::Directory | Kind::HardLink => Content::Fifo,
+        Kind::Directory => Content::Directory(BTreeMap::new()),
+        // A hard link is no node of its own: it never comes here.
+        Kind::Fifo | Kind::HardLink => Content::Fifo,
     })
 }
 

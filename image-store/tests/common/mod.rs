@@ -1,6 +1,7 @@
 //! What the tests share: a writer of tar archives that can be as wrong as wanted, and mounting of EROFS images.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 use std::{
     fs::File,
@@ -177,7 +178,7 @@ fn octal(field: &mut [u8], value: u64) {
 }
 
 fn signed(field: &mut [u8], value: i64) {
-    if value >= 0 && value < 1 << 33 && field.len() == 12 {
+    if (0..1 << 33).contains(&value) && field.len() == 12 {
         let text = format!("{value:011o}");
         field[..11].copy_from_slice(text.as_bytes());
         return;

@@ -3,7 +3,7 @@
 use super::{
     FileData,
     directory::{self, entries},
-    format::{INODE_BYTES, SLOT_BYTES},
+    format::{INODE_BYTES, SLOT_BYTES, XATTR_HEADER_BYTES},
     xattr,
 };
 use crate::unpack::{
@@ -14,6 +14,10 @@ use crate::unpack::{
 
 /// The first inode's distance from the start of the metadata: a root whose number is 0 or 1 would be taken for none.
 const FIRST_OFFSET: u64 = 4 * SLOT_BYTES;
+
+/// Zeros behind the last inode. `fsck.erofs` 1.5 reads a header of extended attributes behind every inode, and takes it
+/// for damage when the image ends before.
+pub const END_BYTES: u64 = XATTR_HEADER_BYTES as u64;
 
 /// The sizes of a node's parts.
 pub struct Body {
@@ -134,6 +138,7 @@ impl Layout {
             next += 1;
         }
         let body_blocks = u64::from(layout.metadata_block - start);
+        offset += END_BYTES;
         layout.total_bytes = body_blocks * BLOCK_BYTES as u64 + offset.next_multiple_of(BLOCK_BYTES as u64);
         Ok(layout)
     }

@@ -45,6 +45,7 @@ pub fn finish(tree: &Tree, writer: ImageWriter<'_>, uuid: [u8; 16]) -> Result<Un
     blocks.check_room(layout.total_bytes())?;
     write_bodies(tree, &layout, &mut blocks)?;
     write_inodes(tree, &layout, &mut blocks)?;
+    blocks.zeros(layout::END_BYTES)?;
     blocks.pad()?;
     let inodes = tree.len() as u64;
     let superblock = Superblock {

@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn what_no_file_can_have_is_refused() {
-        assert!(storable_xattrs(&one("user.big", &[0; 65_536])).is_none());
+        assert!(storable_xattrs(&one("user.big", &vec![0; 65_536])).is_none());
         let long = format!("user.{}", "n".repeat(251));
         assert!(storable_xattrs(&one(&long, b"")).is_none());
         let many = (0..100).map(|n| (format!("user.{n}").into_bytes(), vec![0; 1000]));
