@@ -34,7 +34,7 @@ pub(crate) struct Plan<'a> {
     pub root: &'a Root,
     pub files: &'a Path,
     pub cgroup: Option<&'a Cgroup>,
-    pub stdio: [OwnedFd; 3],
+    pub stdio: &'a [OwnedFd; 3],
 }
 
 /// Sets the sandbox up around the calling process, then executes the spec's program in its place.
@@ -49,7 +49,7 @@ pub(crate) fn become_process(plan: &Plan<'_>) -> Result<Infallible, LaunchError>
     let identity = user::resolve(&process.user)?;
     let program = Program::new(&process.args, &environment(process, &identity)?)?;
     enter_working_directory(&process.cwd)?;
-    take_stdio(&plan.stdio, &identity)?;
+    take_stdio(plan.stdio, &identity)?;
     signals::reset().step("reset the signals")?;
     capabilities::bound(process.capabilities)?;
     // From here on nothing large is allocated: the limits hold for this process, and its memory is the caller's.

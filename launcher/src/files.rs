@@ -23,6 +23,9 @@ use crate::{
     mounts,
 };
 
+/// Most links that are followed one after the other: the kernel's own limit (`MAXSYMLINKS`).
+const LINKS_MAX: usize = 40;
+
 /// A file that is written, and bound nowhere yet.
 pub(crate) struct Prepared<'a> {
     path: &'a str,
@@ -90,22 +93,30 @@ fn target_file(path: &str) -> io::Result<OwnedFd> {
         Err(Errno::NOENT) => {}
         opened => return Ok(opened?),
     }
-    if let Some(parent) = Path::new(path).parent() {
-        fs::create_dir_all(parent)?;
-    }
-    // O_CREAT follows a dangling link to where it points, which is inside of the root; its directory must exist, or the
-    // link itself makes place for the file.
-    let mode = Mode::from_raw_mode(0o644);
-    let create = || {
-        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        openat2(CWD, path, flags, mode, ResolveFlags::NO_MAGICLINKS)
-    };
-    match create() {
-        Err(Errno::NOENT) => {
-            fs::remove_file(path)?;
-            create()?;
-        }
-        created => drop(created?),
-    }
+    create(Path::new(path))?;
     Ok(open()?)
+}
+
+/// Makes an empty file and the directories above it. A link that leads nowhere is followed to where it points, as Docker
+/// does: an image of a system with systemd has such a link for `/etc/resolv.conf`.
+fn create(path: &Path) -> io::Result<()> {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        let parent = path.parent().unwrap_or(Path::new("/")).to_owned();
+        fs::create_dir_all(&parent)?;
+        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        match openat2(
+            CWD,
+            &path,
+            flags,
+            Mode::from_raw_mode(0o644),
+            ResolveFlags::NO_MAGICLINKS,
+        ) {
+            // The directory that the link points into is missing.
+            Err(Errno::NOENT) => path = parent.join(fs::read_link(&path)?),
+            Err(e) => return Err(e.into()),
+            Ok(_) => return Ok(()),
+        }
+    }
+    Err(Errno::LOOP.into())
 }

@@ -69,14 +69,19 @@ pub struct Launch<'a> {
 /// # Errors
 /// [`LaunchError`]; its [`kind`](LaunchError::kind) decides the exit code.
 pub fn start(launch: Launch<'_>) -> Result<Pid, LaunchError> {
-    let stdio = launch.stdio;
-    let (spec, root, files, cgroup) = (launch.spec, launch.root, launch.files, launch.cgroup);
-    namespaces::run_in_new(move || {
+    let Launch {
+        spec,
+        root,
+        files,
+        cgroup,
+        stdio,
+    } = &launch;
+    namespaces::run_in_new(&|| {
         child::become_process(&child::Plan {
             spec,
             root,
             files,
-            cgroup,
+            cgroup: *cgroup,
             stdio,
         })
     })

@@ -38,14 +38,15 @@ const NAMESPACES: c_int = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_N
 
 /// Runs `body` as a child process in new namespaces until it executes a program; returns the child's pid then.
 ///
+/// What `body` allocates and still holds when it executes the program stays allocated in the caller: nobody is left to
+/// free it. So it borrows the descriptors that it works on, which are the caller's to close, and a start costs the
+/// caller some kilobytes of arguments, environment and paths.
+///
 /// # Errors
 /// That of `body`, or of clone(2); the child has been collected in both cases.
-pub fn run_in_new(body: impl FnOnce() -> Result<Infallible, LaunchError>) -> Result<Pid, LaunchError> {
+pub fn run_in_new(body: &Body<'_>) -> Result<Pid, LaunchError> {
     let mut stack = Stack::new().step("allocate a stack")?;
-    let mut task = Task {
-        body: Some(body),
-        error: None,
-    };
+    let mut task = Task { body, error: None };
     // A handler of the caller's must not run in the child, where it would act on the caller's memory.
     let blocked = signals::BlockedSignals::new();
     let pid = clone_sharing_memory(&mut stack, &mut task);
@@ -61,42 +62,36 @@ pub fn run_in_new(body: impl FnOnce() -> Result<Infallible, LaunchError>) -> Res
     }
 }
 
+/// What a child does.
+type Body<'a> = dyn Fn() -> Result<Infallible, LaunchError> + 'a;
+
 /// What the child does, and what it says when it fails.
-struct Task<F> {
-    body: Option<F>,
+struct Task<'a> {
+    body: &'a Body<'a>,
     error: Option<LaunchError>,
 }
 
 /// clone(2) of a child that runs `task` on `stack`.
-fn clone_sharing_memory<F>(stack: &mut Stack, task: &mut Task<F>) -> io::Result<Pid>
-where
-    F: FnOnce() -> Result<Infallible, LaunchError>,
-{
+fn clone_sharing_memory(stack: &mut Stack, task: &mut Task<'_>) -> io::Result<Pid> {
     let flags = NAMESPACES | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-    // SAFETY: `entry::<F>` takes a pointer to a `Task<F>`, which is what it gets, and with CLONE_VFORK this thread, whose
-    // frames own `task` and `stack`, does not run until the child has left that memory by exec or exit: the two
-    // never run at the same time, so the child has the exclusive access that `&mut` promises. The child shares
-    // this thread's thread-local storage for the same time, also exclusively. The stack is as large as `Stack`
-    // says, ends above a guard page and is aligned to a page.
-    let pid = unsafe { libc::clone(entry::<F>, stack.top(), flags, ptr::from_mut(task).cast()) };
-    match Pid::from_raw(pid) {
-        Some(pid) if pid.as_raw_nonzero().get() > 0 => Ok(pid),
-        _ => Err(io::Error::last_os_error()),
+    // SAFETY: `entry` takes a pointer to a `Task`, which is what it gets, and with CLONE_VFORK this thread, whose frames own
+    // `task` and `stack`, does not run until the child has left that memory by exec or exit: the two never run at
+    // the same time, so the child has the exclusive access that `&mut` promises. The child shares this thread's
+    // thread-local storage for the same time, also exclusively. The stack is as large as `Stack` says, ends above
+    // a guard page and is aligned to a page.
+    let pid = unsafe { libc::clone(entry, stack.top(), flags, ptr::from_mut(task).cast()) };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
     }
+    Pid::from_raw(pid).ok_or_else(|| io::ErrorKind::Other.into())
 }
 
 /// Where the child begins.
-extern "C" fn entry<F>(task: *mut c_void) -> c_int
-where
-    F: FnOnce() -> Result<Infallible, LaunchError>,
-{
-    // SAFETY: `clone_sharing_memory` passes a pointer to its `Task<F>` and does not run meanwhile.
-    let task = unsafe { &mut *task.cast::<Task<F>>() };
-    let Some(body) = task.body.take() else {
-        return FAILED;
-    };
+extern "C" fn entry(task: *mut c_void) -> c_int {
+    // SAFETY: `clone_sharing_memory` passes a pointer to its `Task` and does not run meanwhile.
+    let task = unsafe { &mut *task.cast::<Task<'_>>() };
     // A panic must not unwind into the C library's frame below this one.
-    task.error = match catch_unwind(AssertUnwindSafe(body)) {
+    task.error = match catch_unwind(AssertUnwindSafe(task.body)) {
         Ok(Err(error)) => Some(error),
         Ok(Ok(never)) => match never {},
         Err(_) => Some(LaunchError::Step {

@@ -4,6 +4,9 @@ use std::{io, mem::MaybeUninit, ptr};
 
 use libc::{SIG_BLOCK, SIG_DFL, SIG_SETMASK, SIGKILL, SIGSTOP, c_int, sigset_t};
 
+/// Signals that the kernel has (`_NSIG`).
+const SIGNALS: c_int = 64;
+
 /// Blocks every signal of the calling thread until it is dropped.
 #[derive(Debug)]
 pub struct BlockedSignals {
@@ -41,13 +44,12 @@ impl Drop for BlockedSignals {
 /// empty mask. What is *ignored* survives an exec, and Rust's runtime, nohup(1) and many a parent ignore something.
 ///
 /// # Errors
-/// Those of sigprocmask(2).
+/// Those of rt_sigaction(2) and sigprocmask(2).
 pub fn reset() -> io::Result<()> {
-    for signal in 1..=libc::SIGRTMAX() {
-        // The C library keeps the first real-time signals to itself and refuses them, as the kernel refuses the two
-        // that cannot be changed.
+    for signal in 1..=SIGNALS {
+        // The kernel refuses two of them, which are never anything but the default.
         if signal != SIGKILL && signal != SIGSTOP {
-            set_default(signal);
+            set_default(signal)?;
         }
     }
     let none = empty();
@@ -58,10 +60,27 @@ pub fn reset() -> io::Result<()> {
     }
 }
 
-fn set_default(signal: c_int) {
-    // SAFETY: SIG_DFL installs no handler. The call changes the calling process alone, and a number that it does not
-    // take it refuses.
-    unsafe { libc::signal(signal, SIG_DFL) };
+/// rt_sigaction(2) itself: the C library refuses the signals that it keeps for its own threads, which are another
+/// program's own after the exec.
+fn set_default(signal: c_int) -> io::Result<()> {
+    /// `struct kernel_sigaction`, the default disposition: all of it zero (SIG_DFL, no flags, an empty mask).
+    const DEFAULT: [u64; 4] = [SIG_DFL as u64; 4];
+    // SAFETY: the kernel reads as many bytes as its sigaction has, 32 on x86-64, all within `DEFAULT`, installs no handler, and
+    // writes no old value through a null pointer.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            signal,
+            DEFAULT.as_ptr(),
+            ptr::null_mut::<u64>(),
+            size_of::<u64>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 fn empty() -> sigset_t {
