@@ -167,7 +167,10 @@ impl MachineConfig {
         let mut fds = Descriptors(fds.into_iter().map(Some).collect());
         let kvm = kvm(fds.take(0)?);
         let initrd = File::from(fds.take(config.initrd)?);
-        let initrd_bytes = length(&initrd).map_err(|source| ConfigError::Examine { what: "initrd", source })?;
+        let initrd_bytes = length(&initrd).map_err(|source| ConfigError::Examine {
+            what: "initrd",
+            source,
+        })?;
         Ok(Self {
             kvm,
             kind: config.kvm,
@@ -265,6 +268,8 @@ fn non_blocking(fd: OwnedFd) -> Result<OwnedFd, ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use brig_protocol::vmm::ListenerConfig;
 
     use super::*;
@@ -287,14 +292,28 @@ mod tests {
             console: 3,
             extra_command_line: String::new(),
             disks: vec![DiskConfig {
-                segments: vec![SegmentConfig { file: 4, length: 8192 }],
+                segments: vec![SegmentConfig {
+                    file: 4,
+                    length: 8192,
+                }],
                 writable: true,
             }],
-            listeners: vec![ListenerConfig { port: 1024, socket: 5 }],
+            listeners: vec![ListenerConfig {
+                port: 1024,
+                socket: 5,
+            }],
         };
         (
             config,
-            vec![file(0), file(0), file(77), writer.into(), file(8192), file(0)],
+            vec![
+                file(0),
+                file(0),
+                file(77),
+                writer.into(),
+                file(8192),
+                UnixStream::pair().unwrap().0.into(),
+                file(0),
+            ],
         )
     }
 
@@ -318,7 +337,10 @@ mod tests {
         assert!(matches!(refused(|c| c.vcpus = 0), ConfigError::Vcpus(0)));
         assert!(matches!(refused(|c| c.vcpus = 33), ConfigError::Vcpus(33)));
         assert!(matches!(refused(|c| c.memory_mib = 63), ConfigError::Memory(63)));
-        assert!(matches!(refused(|c| c.memory_mib = u32::MAX), ConfigError::Memory(_)));
+        assert!(matches!(
+            refused(|c| c.memory_mib = u32::MAX),
+            ConfigError::Memory(_)
+        ));
         assert!(matches!(
             refused(|c| c.disks = vec![c.disks[0].clone(); DISKS_MAX + 1]),
             ConfigError::Disks(_)
@@ -331,12 +353,18 @@ mod tests {
 
     #[test]
     fn a_descriptor_that_is_missing_or_used_twice_is_refused() {
-        assert!(matches!(refused(|c| c.console = 6), ConfigError::Descriptor(6)));
+        assert!(matches!(refused(|c| c.console = 7), ConfigError::Descriptor(7)));
         assert!(matches!(refused(|c| c.kernel = 0), ConfigError::Descriptor(0)));
-        assert!(matches!(refused(|c| c.listeners[0].socket = 4), ConfigError::Descriptor(4)));
+        assert!(matches!(
+            refused(|c| c.listeners[0].socket = 4),
+            ConfigError::Descriptor(4)
+        ));
         assert!(matches!(
             refused(|c| {
-                c.listeners.push(ListenerConfig { port: 1024, socket: 0 });
+                c.listeners.push(ListenerConfig {
+                    port: 1024,
+                    socket: 0,
+                });
             }),
             ConfigError::Listener(1024)
         ));
@@ -350,17 +378,23 @@ mod tests {
         };
         assert!(matches!(
             disk_error(|d| d.segments[0].length = 8193),
-            DiskError::TooShort { file: 8192, length: 8193 }
+            DiskError::TooShort {
+                file: 8192,
+                length: 8193
+            }
         ));
         assert!(matches!(
             disk_error(|d| d.segments[0].length = 100),
             DiskError::Sectors(100)
         ));
         assert!(matches!(
-            disk_error(|d| d.segments.push(SegmentConfig { file: 1, length: 0 })),
+            disk_error(|d| d.segments.push(SegmentConfig { file: 6, length: 0 })),
             DiskError::Segments(2)
         ));
-        assert!(matches!(disk_error(|d| d.segments.clear()), DiskError::Segments(0)));
-        assert!(matches!(disk_error(|d| d.segments[0].file = 3), DiskError::Kind));
+        assert!(matches!(
+            disk_error(|d| d.segments.clear()),
+            DiskError::Segments(0)
+        ));
+        assert!(matches!(disk_error(|d| d.segments[0].file = 5), DiskError::Kind));
     }
 }

@@ -11,7 +11,10 @@ use std::{
 };
 
 use rustix::{
-    event::epoll::{self, CreateFlags, Event, EventData, EventFlags},
+    event::{
+        Timespec,
+        epoll::{self, CreateFlags, Event, EventData, EventFlags},
+    },
     io::Errno,
 };
 use vmm_sys_util::eventfd::EventFd;
@@ -103,7 +106,10 @@ impl EventLoop {
             let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(event)) };
             epoll::add(&*self.epoll, fd, data, EventFlags::IN)?;
         }
-        self.served.push(Served { device, notifications });
+        self.served.push(Served {
+            device,
+            notifications,
+        });
         Ok(())
     }
 
@@ -114,21 +120,21 @@ impl EventLoop {
     pub fn spawn(self, name: &str) -> io::Result<()> {
         thread::Builder::new().name(name.to_owned()).spawn(move || {
             loop {
-                self.serve_once();
+                self.serve(None);
             }
         })?;
         Ok(())
     }
 
-    /// Waits for events and serves them.
-    fn serve_once(&self) {
+    /// Waits for events, at most for `timeout`, and serves them. False when none came.
+    pub(crate) fn serve(&self, timeout: Option<&Timespec>) -> bool {
         let mut events = [Event {
             flags: EventFlags::empty(),
             data: EventData::new_u64(0),
         }; BATCH];
-        let count = match epoll::wait(&*self.epoll, &mut events[..], None) {
+        let count = match epoll::wait(&*self.epoll, &mut events[..], timeout) {
             Ok(count) => count,
-            Err(Errno::INTR) => return,
+            Err(Errno::INTR) => return true,
             // The descriptor is valid and the buffer is ours: nothing else is left to fail.
             Err(e) => panic!("epoll_wait: {e}"),
         };
@@ -145,5 +151,6 @@ impl EventLoop {
                 lock(&*served.device).queue_notified(queue);
             }
         }
+        count > 0
     }
 }

@@ -112,7 +112,11 @@ impl Machine {
         attacher.attach(Arc::new(Mutex::new(Entropy::default())), &mut stream_loop)?;
 
         let workarounds = config.kind == KvmKind::Emulated;
-        let parameters = if workarounds { emulate::KERNEL_PARAMETERS } else { "" };
+        let parameters = if workarounds {
+            emulate::KERNEL_PARAMETERS
+        } else {
+            ""
+        };
         let transports = attacher.transports;
         let command_line = command_line::build(parameters, transports.len(), &config.extra_command_line)?;
         let (mut kernel, mut initrd) = (config.kernel, config.initrd);

@@ -54,7 +54,12 @@ fn backing_file(bytes: u64) -> io::Result<File> {
     Ok(File::from(file))
 }
 
-fn map(file: &Arc<File>, offset: u64, bytes: u64, base: GuestAddress) -> Result<GuestRegionMmap, MemoryError> {
+fn map(
+    file: &Arc<File>,
+    offset: u64,
+    bytes: u64,
+    base: GuestAddress,
+) -> Result<GuestRegionMmap, MemoryError> {
     // A restored guest will map its snapshot MAP_PRIVATE in place of this.
     let region = MmapRegion::build(
         Some(FileOffset::from_arc(Arc::clone(file), offset)),
@@ -96,6 +101,10 @@ mod tests {
             .write_obj(7u8, GuestAddress(DEVICE_HOLE_END + (1 << 20) - 1))
             .unwrap();
         assert!(memory.write_obj(7u8, GuestAddress(DEVICE_HOLE_START)).is_err());
-        assert!(memory.write_obj(7u8, GuestAddress(DEVICE_HOLE_END + (1 << 20))).is_err());
+        assert!(
+            memory
+                .write_obj(7u8, GuestAddress(DEVICE_HOLE_END + (1 << 20)))
+                .is_err()
+        );
     }
 }

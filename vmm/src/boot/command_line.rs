@@ -58,7 +58,9 @@ mod tests {
     #[test]
     fn devices_are_announced_in_order() {
         let line = build("", 2, "quiet").unwrap();
-        assert!(line.ends_with(" virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6 quiet"));
+        assert!(
+            line.ends_with(" virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6 quiet")
+        );
     }
 
     #[test]

@@ -43,7 +43,8 @@ pub struct Range {
 /// # Errors
 /// [`BootError::Kernel`] when it is no 64-bit ELF file, or a segment lies outside of the memory.
 pub fn load_kernel(memory: &Memory, kernel: &mut File) -> Result<LoadedKernel, BootError> {
-    let loaded = Elf::load(memory, None, kernel, Some(GuestAddress(HIGH_RAM_START))).map_err(BootError::Kernel)?;
+    let loaded =
+        Elf::load(memory, None, kernel, Some(GuestAddress(HIGH_RAM_START))).map_err(BootError::Kernel)?;
     Ok(LoadedKernel {
         entry: loaded.kernel_load.0,
         end: loaded.kernel_end,
@@ -54,7 +55,12 @@ pub fn load_kernel(memory: &Memory, kernel: &mut File) -> Result<LoadedKernel, B
 ///
 /// # Errors
 /// [`BootError::TooLittleMemory`] when it would touch the kernel, which ends at `kernel_end`.
-pub fn load_initrd(memory: &Memory, initrd: &mut File, bytes: u64, kernel_end: u64) -> Result<Range, BootError> {
+pub fn load_initrd(
+    memory: &Memory,
+    initrd: &mut File,
+    bytes: u64,
+    kernel_end: u64,
+) -> Result<Range, BootError> {
     let too_little = BootError::TooLittleMemory { initrd: bytes };
     let Some(start) = memory::low_end(memory).checked_sub(bytes) else {
         return Err(too_little);

@@ -36,7 +36,11 @@ const RFLAGS: u64 = 1 << 1;
 /// # Errors
 /// When the memory ends below the tables.
 pub fn write_tables(memory: &Memory) -> GuestMemoryResult<()> {
-    let (pml4, pdpt, directory) = (PAGE_TABLES, PAGE_TABLES + PAGE_BYTES, PAGE_TABLES + 2 * PAGE_BYTES);
+    let (pml4, pdpt, directory) = (
+        PAGE_TABLES,
+        PAGE_TABLES + PAGE_BYTES,
+        PAGE_TABLES + 2 * PAGE_BYTES,
+    );
     memory.write_obj(pdpt | TABLE_ENTRY, GuestAddress(pml4))?;
     memory.write_obj(directory | TABLE_ENTRY, GuestAddress(pdpt))?;
     for entry in 0..ENTRIES {

@@ -76,7 +76,14 @@ fn configuration(vcpus: u8) -> Vec<u8> {
     push(b"\x01\x00ISA   ");
     let address = IO_APIC.to_le_bytes();
     push(&[
-        ENTRY_IO_APIC, io_apic_id, APIC_VERSION, 1, address[0], address[1], address[2], address[3],
+        ENTRY_IO_APIC,
+        io_apic_id,
+        APIC_VERSION,
+        1,
+        address[0],
+        address[1],
+        address[2],
+        address[3],
     ]);
     // Each line of the "ISA bus" goes to the pin of its number, edge-triggered and active high, as that bus has it.
     for line in 0..IO_APIC_PINS as u8 {
@@ -100,7 +107,10 @@ fn configuration(vcpus: u8) -> Vec<u8> {
 
 /// The byte that makes the sum of all zero, when its own place holds zero.
 fn checksum(bytes: &[u8]) -> u8 {
-    bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg()
+    bytes
+        .iter()
+        .fold(0u8, |sum, byte| sum.wrapping_add(*byte))
+        .wrapping_neg()
 }
 
 #[cfg(test)]

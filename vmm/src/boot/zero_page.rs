@@ -125,7 +125,9 @@ mod tests {
             let memory = memory::create(64 << 20).unwrap();
             write_seed(&memory).unwrap();
             let mut seed = [0u8; SEED_BYTES];
-            memory.read_slice(&mut seed, GuestAddress(SETUP_DATA + 16)).unwrap();
+            memory
+                .read_slice(&mut seed, GuestAddress(SETUP_DATA + 16))
+                .unwrap();
             seed
         };
         assert_ne!(seed(), seed());

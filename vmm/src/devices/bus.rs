@@ -81,7 +81,9 @@ impl Bus {
 
     fn transport(&self, address: u64) -> Option<(MutexGuard<'_, MmioTransport>, u64)> {
         let offset = address.checked_sub(VIRTIO_MMIO)?;
-        let transport = self.transports.get(usize::try_from(offset / VIRTIO_MMIO_BYTES).ok()?)?;
+        let transport = self
+            .transports
+            .get(usize::try_from(offset / VIRTIO_MMIO_BYTES).ok()?)?;
         Some((lock(transport), offset % VIRTIO_MMIO_BYTES))
     }
 }

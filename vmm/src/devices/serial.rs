@@ -120,7 +120,10 @@ mod tests {
         let (mut port, mut reader) = port();
         print(&mut port, b"Linux");
         let mut buffer = [0; 64];
-        assert_eq!(reader.read(&mut buffer).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(
+            reader.read(&mut buffer).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
         print(&mut port, b" 6.12\nnext");
         let read = reader.read(&mut buffer).unwrap();
         assert_eq!(&buffer[..read], b"Linux 6.12\n");

@@ -124,7 +124,12 @@ pub fn execute(operands: &mut Operands<'_>) -> Result<Then, Stop> {
             segment_base(operands)?;
         }
         Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => {
-            translate(operands.memory, operands.state, operands.address(0)?, Access::Read)?;
+            translate(
+                operands.memory,
+                operands.state,
+                operands.address(0)?,
+                Access::Read,
+            )?;
         }
         Mnemonic::Serialize
         | Mnemonic::Nop

@@ -16,6 +16,9 @@ pub mod operands;
 pub mod paging;
 mod step;
 
+#[cfg(test)]
+mod native;
+
 pub use step::{EmulateError, Emulator};
 
 use crate::kvm::cpuid::FeatureMask;

@@ -109,7 +109,7 @@ fn is_allowed(state: &State, allowed: u64, no_execute: bool, access: Access) -> 
     match access {
         Access::Read => data_allowed,
         Access::Write => data_allowed && (writable || special.cr0 & CR0_WRITE_PROTECT == 0),
-        Access::Fetch => !no_execute && !(user_page && special.cr4 & CR4_SMEP != 0),
+        Access::Fetch => !no_execute && (!user_page || special.cr4 & CR4_SMEP == 0),
     }
 }
 
@@ -180,7 +180,10 @@ mod tests {
     #[test]
     fn large_and_small_pages_are_found_and_marked() {
         let (memory, state) = setup(PRESENT | WRITABLE);
-        assert_eq!(translate(&memory, &state, 0x0123_4567, Access::Read), Ok(0x0123_4567));
+        assert_eq!(
+            translate(&memory, &state, 0x0123_4567, Access::Read),
+            Ok(0x0123_4567)
+        );
         assert_eq!(translate(&memory, &state, PAGE + 5, Access::Write), Ok(0x5005));
         let entry: u64 = memory.read_obj(GuestAddress(0x1_1000)).unwrap();
         assert_eq!(entry & (ACCESSED | DIRTY), ACCESSED | DIRTY);

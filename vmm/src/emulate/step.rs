@@ -186,6 +186,7 @@ fn inject(vcpu: &VcpuFd, vector: u8, error_code: Option<u32>) -> Result<(), Emul
         // RIP is past the instruction already, as it is for an interrupt from outside.
         events.interrupt.soft = 0;
     }
-    vcpu.set_vcpu_events(&events).map_err(failed("KVM_SET_VCPU_EVENTS"))?;
+    vcpu.set_vcpu_events(&events)
+        .map_err(failed("KVM_SET_VCPU_EVENTS"))?;
     Ok(())
 }

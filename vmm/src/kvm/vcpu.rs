@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use brig_protocol::vmm::StopReason;
 use kvm_bindings::{
-    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_cpuid_entry2, kvm_msr_entry,
+    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_cpuid_entry2,
+    kvm_msr_entry, kvm_regs, kvm_sregs,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
@@ -136,31 +137,36 @@ impl Vcpu {
 
     /// One line on why this vCPU cannot go on, with the registers that say where.
     fn failure(&self, what: &str) -> StopReason {
-        let mut line = format!("vCPU {}: {what}", self.index);
-        if let (Ok(r), Ok(s)) = (self.fd.get_regs(), self.fd.get_sregs()) {
-            line.push_str(&format!(
-                "; rip={:#x} rsp={:#x} rflags={:#x} rax={:#x} rbx={:#x} rcx={:#x} rdx={:#x} rsi={:#x} rdi={:#x} \
-                 rbp={:#x} cs={:#x} cr0={:#x} cr2={:#x} cr3={:#x} cr4={:#x} efer={:#x}",
-                r.rip,
-                r.rsp,
-                r.rflags,
-                r.rax,
-                r.rbx,
-                r.rcx,
-                r.rdx,
-                r.rsi,
-                r.rdi,
-                r.rbp,
-                s.cs.selector,
-                s.cr0,
-                s.cr2,
-                s.cr3,
-                s.cr4,
-                s.efer
-            ));
-        }
-        StopReason::VcpuFailed(line)
+        let registers = match (self.fd.get_regs(), self.fd.get_sregs()) {
+            (Ok(general), Ok(special)) => registers(&general, &special),
+            _ => "registers unknown".to_owned(),
+        };
+        StopReason::VcpuFailed(format!("vCPU {}: {what}; {registers}", self.index))
     }
+}
+
+/// The registers that tell where a vCPU is.
+fn registers(r: &kvm_regs, s: &kvm_sregs) -> String {
+    format!(
+        "rip={:#x} rsp={:#x} rflags={:#x} rax={:#x} rbx={:#x} rcx={:#x} rdx={:#x} rsi={:#x} rdi={:#x} rbp={:#x} \
+         cs={:#x} cr0={:#x} cr2={:#x} cr3={:#x} cr4={:#x} efer={:#x}",
+        r.rip,
+        r.rsp,
+        r.rflags,
+        r.rax,
+        r.rbx,
+        r.rcx,
+        r.rdx,
+        r.rsi,
+        r.rdi,
+        r.rbp,
+        s.cs.selector,
+        s.cr0,
+        s.cr2,
+        s.cr3,
+        s.cr4,
+        s.efer
+    )
 }
 
 /// Which internal error KVM reports.

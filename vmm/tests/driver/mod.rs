@@ -21,7 +21,7 @@ use brig_protocol::{
 pub struct Vmm {
     /// The process.
     pub child: Child,
-    channel: OwnedFd,
+    channel: Option<OwnedFd>,
 }
 
 impl Vmm {
@@ -48,18 +48,28 @@ impl Vmm {
         }
         Ok(Self {
             child: process.spawn()?,
-            channel: ours,
+            channel: Some(ours),
         })
+    }
+
+    fn channel(&self) -> Result<&OwnedFd, ChannelError> {
+        self.channel.as_ref().ok_or(ChannelError::Closed)
+    }
+
+    /// Closes the channel, as a supervisor that dies.
+    #[allow(dead_code)]
+    pub fn close_channel(&mut self) {
+        self.channel = None;
     }
 
     /// Sends a command with descriptors.
     pub fn send(&self, command: &Command, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
-        channel::send(&self.channel, command, fds)
+        channel::send(self.channel()?, command, fds)
     }
 
     /// Waits for the next event.
     pub fn event(&self) -> Result<Event, ChannelError> {
-        channel::receive(&self.channel).map(|(event, _)| event)
+        channel::receive(self.channel()?).map(|(event, _)| event)
     }
 
     /// Asks what kind of KVM this is.

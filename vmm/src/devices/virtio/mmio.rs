@@ -153,7 +153,9 @@ impl MmioTransport {
             DRIVER_FEATURES_SEL => self.driver_features_select = value,
             DRIVER_FEATURES => self.accept_features(value),
             QUEUE_SEL => self.queue_select = value,
-            QUEUE_SIZE | QUEUE_READY | QUEUE_DESC_LOW..=QUEUE_DEVICE_HIGH => self.configure_queue(offset, value),
+            QUEUE_SIZE | QUEUE_READY | QUEUE_DESC_LOW..=QUEUE_DEVICE_HIGH => {
+                self.configure_queue(offset, value);
+            }
             // Reached only where KVM has no event for it.
             QUEUE_NOTIFY => lock(&*self.device).queue_notified(value as usize),
             INTERRUPT_ACK => self.interrupt.acknowledge(value),
@@ -239,7 +241,11 @@ impl MmioTransport {
             self.interrupt.signal_configuration();
             return;
         }
-        let queues = self.queues.iter().map(|queue| Queue::try_from(queue.state())).collect();
+        let queues = self
+            .queues
+            .iter()
+            .map(|queue| Queue::try_from(queue.state()))
+            .collect();
         let Ok(queues) = queues else {
             self.status |= DEVICE_NEEDS_RESET;
             self.interrupt.signal_configuration();
@@ -272,5 +278,252 @@ fn half(features: u64, select: u32) -> u32 {
         0 => features as u32,
         1 => (features >> 32) as u32,
         _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::{
+        devices::virtio::{F_COMMON, VirtioDevice},
+        memory,
+    };
+
+    /// A device that only remembers what it was told.
+    #[derive(Default)]
+    struct Recorder {
+        active: Option<Activation>,
+        resets: usize,
+    }
+
+    impl VirtioDevice for Recorder {
+        fn device_type(&self) -> u32 {
+            42
+        }
+
+        fn features(&self) -> u64 {
+            F_COMMON | 1
+        }
+
+        fn queue_sizes(&self) -> &'static [u16] {
+            &[16, 8]
+        }
+
+        fn read_config(&self, offset: u64, data: &mut [u8]) {
+            data.fill(offset as u8);
+        }
+
+        fn activate(&mut self, activation: Activation) {
+            self.active = Some(activation);
+        }
+
+        fn reset(&mut self) {
+            self.active = None;
+            self.resets += 1;
+        }
+
+        fn queue_notified(&mut self, _queue: usize) {}
+    }
+
+    struct Driver {
+        transport: MmioTransport,
+        device: Arc<Mutex<Recorder>>,
+    }
+
+    impl Driver {
+        fn new() -> Self {
+            let device = Arc::new(Mutex::new(Recorder::default()));
+            let memory = memory::create(1 << 20).unwrap();
+            let interrupt = Arc::new(Interrupt::new().unwrap());
+            let transport = MmioTransport::new(device.clone(), memory, interrupt).unwrap();
+            Self { transport, device }
+        }
+
+        fn read(&mut self, offset: u64) -> u32 {
+            let mut word = [0; 4];
+            self.transport.read(offset, &mut word);
+            u32::from_le_bytes(word)
+        }
+
+        fn write(&mut self, offset: u64, value: u32) {
+            self.transport.write(offset, &value.to_le_bytes());
+        }
+
+        fn negotiate(&mut self, features: u64) {
+            self.write(STATUS, ACKNOWLEDGE);
+            self.write(STATUS, ACKNOWLEDGE | DRIVER);
+            for (select, half) in [(0, features as u32), (1, (features >> 32) as u32)] {
+                self.write(DRIVER_FEATURES_SEL, select);
+                self.write(DRIVER_FEATURES, half);
+            }
+            self.write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        }
+
+        fn set_up_queue(&mut self, queue: u32, address: u32) {
+            self.write(QUEUE_SEL, queue);
+            self.write(QUEUE_SIZE, 8);
+            self.write(QUEUE_DESC_LOW, address);
+            self.write(QUEUE_DRIVER_LOW, address + 0x1000);
+            self.write(QUEUE_DEVICE_LOW, address + 0x2000);
+            self.write(QUEUE_READY, 1);
+        }
+
+        fn finish(&mut self) {
+            self.write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+        }
+
+        fn is_active(&self) -> bool {
+            lock(&*self.device).active.is_some()
+        }
+    }
+
+    #[test]
+    fn a_driver_that_keeps_the_order_gets_its_device() {
+        let mut driver = Driver::new();
+        assert_eq!(driver.read(MAGIC_VALUE), MAGIC);
+        assert_eq!(driver.read(DEVICE_VERSION), 2);
+        assert_eq!(driver.read(DEVICE_ID), 42);
+        driver.write(DEVICE_FEATURES_SEL, 1);
+        assert_eq!(driver.read(DEVICE_FEATURES), 1);
+        driver.write(DEVICE_FEATURES_SEL, 2);
+        assert_eq!(driver.read(DEVICE_FEATURES), 0);
+        driver.negotiate(F_COMMON);
+        assert_eq!(driver.read(STATUS) & FEATURES_OK, FEATURES_OK);
+        driver.set_up_queue(0, 0x1_0000);
+        driver.set_up_queue(1, 0x2_0000);
+        assert_eq!(driver.read(QUEUE_READY), 1);
+        driver.finish();
+        let device = lock(&*driver.device);
+        let queues = &device.active.as_ref().unwrap().queues;
+        assert_eq!(
+            (queues[0].desc_table(), queues[1].used_ring()),
+            (0x1_0000, 0x2_2000)
+        );
+        assert!(queues[0].event_idx_enabled());
+    }
+
+    #[test]
+    fn steps_out_of_order_are_ignored() {
+        let mut driver = Driver::new();
+        for early in [DRIVER, FEATURES_OK, DRIVER_OK, DEVICE_NEEDS_RESET] {
+            driver.write(STATUS, early);
+            assert_eq!(driver.read(STATUS), 0);
+        }
+        driver.write(STATUS, ACKNOWLEDGE);
+        driver.write(STATUS, ACKNOWLEDGE | FEATURES_OK);
+        driver.finish();
+        assert_eq!(driver.read(STATUS), ACKNOWLEDGE);
+        driver.set_up_queue(0, 0x1_0000);
+        assert_eq!(driver.read(QUEUE_READY), 0);
+        assert!(!driver.is_active());
+    }
+
+    #[test]
+    fn features_that_were_not_offered_are_refused() {
+        for features in [F_COMMON | 1 << 40, F_COMMON & !F_VERSION_1, 0] {
+            let mut driver = Driver::new();
+            driver.negotiate(features);
+            assert_eq!(driver.read(STATUS), ACKNOWLEDGE | DRIVER);
+        }
+    }
+
+    #[test]
+    fn queues_and_features_are_frozen_while_the_device_is_active() {
+        let mut driver = Driver::new();
+        driver.negotiate(F_COMMON);
+        driver.set_up_queue(0, 0x1_0000);
+        driver.set_up_queue(1, 0x2_0000);
+        driver.finish();
+        driver.write(QUEUE_READY, 0);
+        assert_eq!(driver.read(QUEUE_READY), 1);
+        driver.set_up_queue(1, 0x3_0000);
+        driver.write(DRIVER_FEATURES, 0);
+        assert_eq!(driver.transport.queues[1].desc_table(), 0x2_0000);
+        assert_eq!(driver.transport.accepted, F_COMMON);
+        driver.write(STATUS, ACKNOWLEDGE);
+        assert!(driver.is_active());
+        driver.finish();
+        assert_eq!(lock(&*driver.device).resets, 0);
+    }
+
+    #[test]
+    fn queues_that_make_no_sense_need_a_reset() {
+        // Missing, outside of the memory.
+        for second in [None, Some(0x20_0000)] {
+            let mut driver = Driver::new();
+            driver.negotiate(F_COMMON);
+            driver.set_up_queue(0, 0x1_0000);
+            if let Some(address) = second {
+                driver.set_up_queue(1, address);
+            }
+            driver.write(QUEUE_SEL, 7);
+            assert_eq!(driver.read(QUEUE_SIZE_MAX), 0);
+            driver.set_up_queue(7, 0x3_0000);
+            driver.finish();
+            assert_eq!(driver.read(STATUS) & DEVICE_NEEDS_RESET, DEVICE_NEEDS_RESET);
+            assert_eq!(driver.read(INTERRUPT_STATUS), 2);
+            assert!(!driver.is_active());
+        }
+    }
+
+    #[test]
+    fn sizes_over_the_maximum_are_ignored() {
+        let mut driver = Driver::new();
+        driver.negotiate(F_COMMON);
+        for size in [0, 3, 32, 65536, u32::MAX] {
+            driver.write(QUEUE_SIZE, size);
+            assert_eq!(driver.transport.queues[0].size(), 16);
+        }
+    }
+
+    #[test]
+    fn a_reset_starts_from_nothing() {
+        let mut driver = Driver::new();
+        driver.negotiate(F_COMMON);
+        driver.set_up_queue(0, 0x1_0000);
+        driver.set_up_queue(1, 0x2_0000);
+        driver.finish();
+        driver.write(STATUS, 0);
+        assert!(!driver.is_active());
+        assert_eq!((driver.read(STATUS), driver.read(QUEUE_READY)), (0, 0));
+        driver.negotiate(F_COMMON);
+        driver.set_up_queue(0, 0x3_0000);
+        driver.set_up_queue(1, 0x2_0000);
+        driver.finish();
+        let device = lock(&*driver.device);
+        assert_eq!(device.active.as_ref().unwrap().queues[0].desc_table(), 0x3_0000);
+    }
+
+    #[test]
+    fn interrupts_stay_pending_until_they_are_acknowledged() {
+        let mut driver = Driver::new();
+        driver.transport.interrupt.signal_configuration();
+        assert_eq!(driver.read(INTERRUPT_STATUS), 2);
+        driver.write(INTERRUPT_ACK, 1);
+        assert_eq!(driver.read(INTERRUPT_STATUS), 2);
+        driver.write(INTERRUPT_ACK, 2);
+        assert_eq!(driver.read(INTERRUPT_STATUS), 0);
+    }
+
+    #[test]
+    fn accesses_that_are_no_aligned_word_do_nothing() {
+        let mut driver = Driver::new();
+        for (offset, bytes) in [
+            (MAGIC_VALUE, 1),
+            (MAGIC_VALUE + 1, 4),
+            (MAGIC_VALUE, 8),
+            (STATUS, 2),
+        ] {
+            let mut data = vec![0xee; bytes];
+            driver.transport.read(offset, &mut data);
+            assert!(data.iter().all(|&byte| byte == 0xee));
+            driver.transport.write(offset, &vec![1; bytes]);
+        }
+        assert_eq!(driver.read(STATUS), 0);
+        let mut byte = [0];
+        driver.transport.read(CONFIG + 7, &mut byte);
+        assert_eq!(byte, [7]);
     }
 }

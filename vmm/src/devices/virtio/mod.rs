@@ -90,7 +90,10 @@ pub fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Copies the part of `config` that a read of `data.len()` bytes at `offset` covers.
 pub(crate) fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
-    let Some(rest) = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)) else {
+    let Some(rest) = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| config.get(offset..))
+    else {
         return;
     };
     let bytes = rest.len().min(data.len());

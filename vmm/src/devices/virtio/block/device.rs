@@ -1,7 +1,8 @@
 //! The device: takes requests from its one queue and carries each out before the next.
 
 use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_queue::QueueT;
 
@@ -37,7 +38,8 @@ impl Block {
     /// `struct virtio_blk_config` (virtio 1.2, 5.2.4).
     fn config(&self) -> [u8; CONFIG_BYTES] {
         let mut config = [0; CONFIG_BYTES];
-        let mut put = |offset: usize, value: &[u8]| config[offset..offset + value.len()].copy_from_slice(value);
+        let mut put =
+            |offset: usize, value: &[u8]| config[offset..offset + value.len()].copy_from_slice(value);
         put(0, &(self.disk.bytes() / SECTOR_BYTES).to_le_bytes());
         put(12, &SEGMENTS_MAX.to_le_bytes());
         if self.disk.is_writable() {
@@ -135,7 +137,12 @@ mod tests {
     }
 
     /// Gives `device` one chain of `(address, bytes, flags)`; returns what it says it wrote, and the status byte.
-    fn run(device: &mut Block, memory: &Arc<Memory>, header: [u64; 2], buffers: &[(u64, u32, u16)]) -> (u32, u8) {
+    fn run(
+        device: &mut Block,
+        memory: &Arc<Memory>,
+        header: [u64; 2],
+        buffers: &[(u64, u32, u16)],
+    ) -> (u32, u8) {
         memory.write_obj(header, GuestAddress(HEADER)).unwrap();
         memory.write_obj(0xaau8, GuestAddress(STATUS)).unwrap();
         let ring = MockSplitQueue::new(&**memory, 16);

@@ -96,9 +96,7 @@ impl Disk {
             let data_end = current.start + current.bytes;
             let part_end = if offset < data_end { data_end } else { next_start };
             let part = (part_end - offset).min(buffers.len() as u64);
-            let front = buffers
-                .split_off_front(part as usize)
-                .map_err(io::Error::other)?;
+            let front = buffers.split_off_front(part as usize).map_err(io::Error::other)?;
             if offset < data_end {
                 read_all(&current.file, offset - current.start, front)?;
             } else {
@@ -123,8 +121,14 @@ impl Disk {
         while !buffers.is_empty() {
             let vectors = buffers.io_vectors();
             // SAFETY: each vector lies in guest memory, which `buffers` borrows; the kernel only reads from it.
-            let written =
-                unsafe { libc::pwritev(file.as_raw_fd(), vectors.as_ptr(), vectors.len() as i32, offset as i64) };
+            let written = unsafe {
+                libc::pwritev(
+                    file.as_raw_fd(),
+                    vectors.as_ptr(),
+                    vectors.len() as i32,
+                    offset as i64,
+                )
+            };
             offset += advance(&mut buffers, written, io::ErrorKind::WriteZero)?;
         }
         Ok(())
@@ -184,7 +188,14 @@ fn read_all(file: &File, offset: u64, mut buffers: Buffers<'_>) -> io::Result<()
         let vectors = buffers.io_vectors();
         // SAFETY: each vector lies in guest memory, which `buffers` borrows and which only the guest shares: any bytes may
         // be written there.
-        let read = unsafe { libc::preadv(file.as_raw_fd(), vectors.as_ptr(), vectors.len() as i32, offset as i64) };
+        let read = unsafe {
+            libc::preadv(
+                file.as_raw_fd(),
+                vectors.as_ptr(),
+                vectors.len() as i32,
+                offset as i64,
+            )
+        };
         offset += advance(&mut buffers, read, io::ErrorKind::UnexpectedEof)?;
     }
     Ok(())
@@ -268,7 +279,8 @@ mod tests {
         let disk = Disk::writable(file(&[7; 8192]), 8192);
         let memory = memory::create(1 << 20).unwrap();
         buffers(&memory, &[(0, 4096)]).write(&[9; 4096]);
-        disk.write(4096, buffers(&memory, &[(0, 4000), (4000, 96)])).unwrap();
+        disk.write(4096, buffers(&memory, &[(0, 4000), (4000, 96)]))
+            .unwrap();
         disk.flush().unwrap();
         disk.zero(0, 512, true).unwrap();
         disk.read(0, buffers(&memory, &[(8192, 8192)])).unwrap();

@@ -123,7 +123,11 @@ fn zero_ranges(disk: &Disk, discard: bool, mut ranges: Buffers<'_>) -> Result<()
         let bytes = u64::from(range.sectors) * SECTOR_BYTES;
         disk.zero(byte_offset(range.sector)?, bytes, discard || unmap)?;
     }
-    if ranges.is_empty() { Ok(()) } else { Err(Failure::Io) }
+    if ranges.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::Io)
+    }
 }
 
 fn byte_offset(sector: u64) -> Result<u64, Failure> {

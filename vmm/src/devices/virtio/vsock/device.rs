@@ -104,7 +104,7 @@ impl Vsock {
         self.active = None;
         let tokens: Vec<u32> = self.connections.keys().copied().collect();
         for token in tokens {
-            self.update(token, |connection| connection.guest_gone());
+            self.update(token, Connection::guest_gone);
         }
         while self.wait_for_slow_readers(deadline) {
             let slow: Vec<u32> = self.undelivered().map(|(token, _)| token).collect();
@@ -260,7 +260,10 @@ impl Vsock {
     }
 
     fn accept(&mut self, ports: Ports, request: &Header) {
-        let socket = self.listeners.remove(&ports.0).and_then(|fd| Stream::new(fd).ok());
+        let socket = self
+            .listeners
+            .remove(&ports.0)
+            .and_then(|fd| Stream::new(fd).ok());
         if let Some(socket) = socket {
             self.insert(ports, Connection::accept(socket, request));
         }
@@ -313,13 +316,13 @@ impl Vsock {
         let head = descriptors.head_index();
         let room = Chain::new(memory, descriptors).map(|chain| chain.writable);
         let written = match room {
-            Ok(room) => match self.next_packet(room) {
-                Some(bytes) => bytes,
-                None => {
+            Ok(room) => {
+                let Some(bytes) = self.next_packet(room) else {
                     queue.go_to_previous_position();
                     return true;
-                }
-            },
+                };
+                bytes
+            }
             Err(_) => 0,
         };
         queue.add_used(memory, head, written).is_ok()
@@ -350,6 +353,18 @@ impl Vsock {
         };
         header_room.write(&header.encode());
         Some(HEADER_BYTES as u32 + header.len)
+    }
+}
+
+#[cfg(test)]
+impl Vsock {
+    pub(super) fn connection_count(&self) -> usize {
+        self.connections.len()
+    }
+
+    pub(super) fn set_counters(&mut self, host_port: u32, guest_port: u32, value: u32) {
+        let token = self.by_ports[&(host_port, guest_port)];
+        self.update(token, |connection| connection.set_counters(value));
     }
 }
 
@@ -396,7 +411,9 @@ impl VirtioDevice for Vsock {
         let ended = flags.intersects(EventFlags::HUP | EventFlags::ERR);
         let readable = ended || flags.intersects(EventFlags::IN | EventFlags::RDHUP);
         let writable = ended || flags.contains(EventFlags::OUT);
-        self.update(token, |connection| connection.stream_changed(readable, writable, ended));
+        self.update(token, |connection| {
+            connection.stream_changed(readable, writable, ended);
+        });
         self.fill_rx();
     }
 }
