@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         listener,
         places,
         entered_us,
+        default_limit: None,
         abandon,
     }) {
         Ok(Outcome::Shutdown) => ExitCode::SUCCESS,

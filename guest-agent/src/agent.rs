@@ -5,7 +5,7 @@ use std::{os::fd::OwnedFd, time::Instant};
 use brig_protocol::{
     agent::{ExitStatus, FromAgent, ToAgent, UnpackSpec, VERSION},
     frame::FrameError,
-    spec::SandboxSpec,
+    spec::{Rlimit, SandboxSpec},
     stream::StreamHeader,
 };
 use rustix::{event::epoll::EventFlags, process::Pid, time::ClockId};
@@ -35,6 +35,8 @@ pub struct Setup {
     pub places: Places,
     /// When its first instruction ran, see [`clock_us`].
     pub entered_us: u64,
+    /// A limit that a process gets whose spec says nothing about it, as the agent's own must not be inherited.
+    pub default_limit: Option<Rlimit>,
     /// Ends everything when the supervisor is gone in the middle of work that cannot be left otherwise.
     pub abandon: fn() -> !,
 }
@@ -77,6 +79,7 @@ struct Agent {
     process: Option<Process>,
     places: Places,
     entered_us: u64,
+    default_limit: Option<Rlimit>,
     abandon: fn() -> !,
     shutting_down: bool,
 }
@@ -100,6 +103,7 @@ impl Agent {
             process: None,
             places: setup.places,
             entered_us: setup.entered_us,
+            default_limit: setup.default_limit,
             abandon: setup.abandon,
             shutting_down: false,
         })
@@ -199,9 +203,18 @@ impl Agent {
 
     fn start(&mut self, mut spec: SandboxSpec) -> Result<(), AgentError> {
         let began = Instant::now();
+        if let Some(default) = self.default_limit
+            && !spec
+                .process
+                .rlimits
+                .iter()
+                .any(|limit| limit.resource == default.resource)
+        {
+            spec.process.rlimits.push(default);
+        }
         let result = match self.process {
             Some(_) => Err(AgentError::AlreadyStarted),
-            None => Process::start(&mut spec, &self.places, &mut self.disks),
+            None => Process::start(&spec, &self.places, &mut self.disks),
         };
         let answer = match result {
             Ok(process) => {

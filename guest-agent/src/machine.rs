@@ -1,5 +1,6 @@
 //! What PID 1 does to the machine itself.
 
+use brig_protocol::spec;
 use rustix::{
     fs::CWD,
     mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
@@ -12,6 +13,13 @@ use crate::error::{AgentError, Context};
 /// File descriptors that the agent may have: a forwarded connection takes up to eight, and
 /// [`crate::streams::STREAMS_MAX`] streams are allowed.
 const OPEN_FILES: u64 = 65_536;
+
+/// `RLIMIT_NOFILE` of a process whose spec has none: what systemd gives to Docker, and Docker to its containers.
+pub const PROCESS_OPEN_FILES: spec::Rlimit = spec::Rlimit {
+    resource: libc::RLIMIT_NOFILE as u8,
+    soft: 1024,
+    hard: 524_288,
+};
 
 /// Prepares the agent's own surroundings: as little as it takes.
 ///

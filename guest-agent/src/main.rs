@@ -27,6 +27,7 @@ fn run(entered_us: u64) -> Result<(), AgentError> {
         listener,
         places: Places::under("/"),
         entered_us,
+        default_limit: Some(machine::PROCESS_OPEN_FILES),
         abandon: machine::reset,
     })?;
     Ok(())

@@ -11,7 +11,7 @@ use std::{
 use brig_launcher::{Launch, cgroup::Cgroup, network};
 use brig_protocol::{
     agent::ExitStatus,
-    spec::{CgroupSpec, Rlimit, RootSpec, SandboxSpec},
+    spec::{CgroupSpec, RootSpec, SandboxSpec},
 };
 use rustix::{
     io::{Errno, ioctl_fionread},
@@ -28,14 +28,6 @@ use crate::{
 
 /// How long the output of a process that has ended waits for a stream that takes it.
 const UNCLAIMED: Duration = Duration::from_secs(10);
-
-/// `RLIMIT_NOFILE` of a process whose spec has none: what systemd gives to Docker and Docker to its containers. The
-/// agent's own is of no use to it.
-const OPEN_FILES: Rlimit = Rlimit {
-    resource: libc::RLIMIT_NOFILE as u8,
-    soft: 1024,
-    hard: 524_288,
-};
 
 /// Directories of the agent's own: in a guest in the initial ramfs, in a test anywhere.
 #[derive(Clone, Debug)]
@@ -107,15 +99,7 @@ impl Process {
     ///
     /// # Errors
     /// [`AgentError`]; its [`start_failure`](AgentError::start_failure) is what the supervisor is told.
-    pub fn start(spec: &mut SandboxSpec, places: &Places, disks: &mut Disks) -> Result<Self, AgentError> {
-        if !spec
-            .process
-            .rlimits
-            .iter()
-            .any(|limit| limit.resource == OPEN_FILES.resource)
-        {
-            spec.process.rlimits.push(OPEN_FILES);
-        }
+    pub fn start(spec: &SandboxSpec, places: &Places, disks: &mut Disks) -> Result<Self, AgentError> {
         let root = match &spec.root {
             RootSpec::Disks { image, writable } => disks.mount_root(*image, *writable, places)?,
             RootSpec::Directory { path } => brig_launcher::Root::Directory(path.into()),
