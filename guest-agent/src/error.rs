@@ -64,7 +64,10 @@ impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
     }
 }
 
-/// An error and its causes in one line of at most a kilobyte.
+/// Most characters of a line for the user.
+pub const LINE_CHARS: usize = 1024;
+
+/// An error and its causes in one line without control characters, at most [`LINE_CHARS`] long.
 pub fn one_line(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
@@ -73,9 +76,7 @@ pub fn one_line(error: &dyn Error) -> String {
         let _ = write!(line, ": {error}");
         cause = error.source();
     }
-    line.retain(|c| !c.is_control());
-    line.truncate(line.floor_char_boundary(1024));
-    line
+    line.chars().filter(|c| !c.is_control()).take(LINE_CHARS).collect()
 }
 
 #[cfg(test)]

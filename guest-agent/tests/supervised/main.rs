@@ -203,7 +203,7 @@ fn each_direction_of_a_connection_ends_by_itself() {
     );
     assert_eq!(line(&stdout), "ready\n");
     let mut client = agent.stream(StreamHeader::Tcp { port: 90 });
-    client.write_all(&[b'x'; 100_000]).unwrap();
+    client.write_all(&vec![b'x'; 100_000]).unwrap();
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(text(&client), "got 100000\n");
 }
