@@ -19,6 +19,7 @@ use brig_image_store::{
     unpack::unpack,
 };
 use common::{Tar, gzip, zstd};
+use proptest::prelude::*;
 
 /// A store in a directory that goes with it.
 struct Home {
@@ -730,4 +731,29 @@ fn progress_counts_every_byte() {
             .all(|progress| progress.total == Some(archive.len() as u64))
     );
     assert!(seen.last().unwrap().bytes > 1_000_000);
+}
+
+#[test]
+fn more_layers_than_a_guest_takes_are_refused() {
+    let layers = vec![layer("x"); 129];
+    let error = archive_error(home().load(&docker_archive(&["a"], &layers).finish()));
+    assert!(matches!(error, ArchiveError::TooManyLayers(129)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_change_of_an_archive_makes_a_panic(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..10)) {
+        let layout = Layout::new().image(Some("a:1"), &[layer("x")], "amd64", GZIP_LAYER_TYPE);
+        let mut archive = layout.archive();
+        for (at, byte) in changes {
+            let at = at.index(archive.len());
+            archive[at] = byte;
+        }
+        let home = home();
+        if home.load(&archive).is_err() {
+            prop_assert!(home.files().is_empty());
+        }
+    }
 }

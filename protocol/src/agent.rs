@@ -17,8 +17,9 @@ pub const TO_AGENT_BYTES: usize = 2 << 20;
 /// Most bytes of a frame from the agent.
 pub const FROM_AGENT_BYTES: usize = 64 << 10;
 
-/// Most layers of an image.
-pub const LAYERS_MAX: usize = 256;
+/// Most layers of an image, as many as Docker's overlay2 takes. Their blobs travel in one message
+/// ([`crate::vmm::FDS_MAX`]).
+pub const LAYERS_MAX: usize = 128;
 
 /// From the supervisor to the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

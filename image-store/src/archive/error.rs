@@ -9,7 +9,7 @@ use crate::{digest::Digest, image::ExposedPortError, tar::TarError};
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// The tar archive is truncated or damaged.
-    #[error("cannot read the archive: copy or save it again")]
+    #[error("cannot read the archive, copy or save it again")]
     Tar(#[from] TarError),
     /// It is not an archive of an image.
     #[error(

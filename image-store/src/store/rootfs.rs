@@ -14,8 +14,9 @@ use crate::{digest::Digest, image::Image};
 /// Most bytes of an unpacked image.
 pub const UNPACKED_BYTES_MAX: u64 = 64 << 30;
 
-/// Most inodes of an unpacked image.
-pub const UNPACKED_INODES_MAX: u64 = 1 << 20;
+/// Most inodes of an unpacked image. So many need up to 100 MB of the agent's memory, the names not counted; large images
+/// of real programs have some 300,000.
+pub const UNPACKED_INODES_MAX: u64 = 1 << 19;
 
 /// What blobs start at a multiple of on their disk, and what an image's length is a multiple of.
 const BLOCK_BYTES: u64 = 4096;

@@ -306,3 +306,77 @@ impl Tree {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory(tree: &mut Tree, parent: NodeId, name: &str, layer: u16) -> NodeId {
+        let content = Content::Directory(BTreeMap::new());
+        let node = tree.add(Attributes::default(), content).unwrap();
+        tree.link(parent, name.as_bytes(), node, layer).unwrap();
+        node
+    }
+
+    #[test]
+    fn a_subtree_goes_with_its_name_and_its_numbers_are_used_again() {
+        let mut tree = Tree::new(100);
+        let a = directory(&mut tree, ROOT, "a", 0);
+        let b = directory(&mut tree, a, "b", 0);
+        directory(&mut tree, b, "c", 0);
+        assert_eq!((tree.len(), tree.id_limit()), (4, 4));
+        tree.unlink(ROOT, b"a");
+        assert!(tree.is_empty());
+        for name in ["x", "y", "z"] {
+            directory(&mut tree, ROOT, name, 1);
+        }
+        assert_eq!((tree.len(), tree.id_limit()), (4, 4));
+    }
+
+    #[test]
+    fn a_node_lives_as_long_as_it_has_a_name() {
+        let mut tree = Tree::new(100);
+        let file = tree.add(Attributes::default(), Content::Fifo).unwrap();
+        tree.link(ROOT, b"a", file, 0).unwrap();
+        tree.link(ROOT, b"b", file, 0).unwrap();
+        assert_eq!(tree.node(file).links, 2);
+        tree.unlink(ROOT, b"a");
+        assert_eq!((tree.node(file).links, tree.len()), (1, 2));
+        tree.unlink(ROOT, b"b");
+        assert!(tree.is_empty());
+    }
+
+    #[test]
+    fn a_tree_of_any_depth_is_removed_in_constant_stack() {
+        let mut tree = Tree::new(1 << 20);
+        let mut here = ROOT;
+        for _ in 0..200_000 {
+            here = directory(&mut tree, here, "d", 0);
+        }
+        tree.hide(ROOT, b"d", 1);
+        assert!(tree.is_empty());
+    }
+
+    #[test]
+    fn what_names_take_is_given_back() {
+        let mut tree = Tree::new(10);
+        let name = "n".repeat(200);
+        for layer in 0..(TEXT_BYTES_MAX / 200 + 10) {
+            directory(&mut tree, ROOT, &name, layer as u16);
+            let target = vec![b't'; 300].into();
+            let link = tree.add(Attributes::default(), Content::Symlink(target)).unwrap();
+            tree.link(ROOT, b"l", link, layer as u16).unwrap();
+        }
+        assert_eq!(tree.len(), 3);
+    }
+
+    #[test]
+    fn equal_attributes_are_kept_once() {
+        let mut tree = Tree::new(10);
+        let set = |value: &[u8]| vec![(b"user.a".to_vec(), value.to_vec())];
+        let first = tree.share_xattrs(set(b"1")).unwrap().unwrap();
+        let second = tree.share_xattrs(set(b"1")).unwrap().unwrap();
+        assert!(Rc::ptr_eq(&first, &second));
+        assert!(tree.share_xattrs(Vec::new()).unwrap().is_none());
+    }
+}
