@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
+pub mod archives;
+
 use std::{
     fs::File,
     io::Write,
@@ -283,7 +285,11 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         let status = Command::new("umount").arg(self.root()).status();
-        assert!(status.is_ok_and(|status| status.success()), "umount failed");
+        // A second panic would hide what the first one says.
+        assert!(
+            std::thread::panicking() || status.is_ok_and(|status| status.success()),
+            "umount failed"
+        );
     }
 }
 
