@@ -41,8 +41,8 @@ use crate::{
 };
 
 /// How long a guest may take from the start of its VMM to its agent's hello. An emulated KVM needs some 10 s when
-/// nothing else runs.
-const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
+/// nothing else runs, and minutes when several guests share a CPU.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How long the last lines of the console may take to arrive after the VMM's end.
 const CONSOLE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -149,6 +149,8 @@ impl Guest {
     async fn wait_for_hello(&mut self, timing: &mut Timing) -> Result<(), Failure> {
         loop {
             tokio::select! {
+                // What the VMM says comes before what happens in its guest.
+                biased;
                 event = self.vmm.channel.event() => match event {
                     Ok(Event::Booted { main_ns, entry_ns, workarounds }) => {
                         timing.vmm_ns = Some(main_ns);

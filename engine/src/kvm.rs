@@ -105,8 +105,11 @@ async fn probe(kvm: &File, spawn: &dyn Spawn) -> Result<KvmKind, Error> {
         .pipe()
         .map_err(|source| VmmError::from(ChannelError::from(source)))?;
     let mut vmm = spawn.spawn(stderr)?;
-    vmm.channel.send(&Command::Probe, &[kvm.as_fd()]).await?;
-    let answer = timeout(PROBE_TIMEOUT, vmm.channel.event()).await;
+    let ask = async {
+        vmm.channel.send(&Command::Probe, &[kvm.as_fd()]).await?;
+        vmm.channel.event().await
+    };
+    let answer = timeout(PROBE_TIMEOUT, ask).await;
     let result = match answer {
         Ok(Ok(Event::Probed { kvm })) => Ok(kvm),
         Ok(Ok(Event::Failed { message })) => {

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{Read, Write},
+    io::Write,
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
@@ -20,7 +20,7 @@ use brig_protocol::{
     agent::{FROM_AGENT_BYTES, FromAgent, TO_AGENT_BYTES, ToAgent, VERSION},
     channel, frame,
     stream::{HEADER_BYTES, StreamHeader},
-    vmm::{BootConfig, Command, Event, KvmKind},
+    vmm::{Command, Event, KvmKind},
 };
 use jiff::Timestamp;
 use tempfile::TempDir;
@@ -189,7 +189,6 @@ impl Player {
         control.set_nonblocking(false).unwrap();
         Some(PlayedGuest {
             vmm: self,
-            config,
             control,
             console,
         })
@@ -199,7 +198,6 @@ impl Player {
 /// The side of a guest: its agent and the streams that its VMM was handed.
 pub(crate) struct PlayedGuest {
     vmm: Player,
-    pub config: BootConfig,
     control: UnixStream,
     pub console: File,
 }
@@ -258,10 +256,14 @@ impl PlayedGuest {
         let _ = channel::send(self.vmm.channel.as_fd(), event, &[]);
     }
 
-    /// Waits for the end of the supervisor's interest.
-    pub fn wait_for_end(&mut self) {
-        let mut rest = Vec::new();
-        let _ = self.control.read_to_end(&mut rest);
+    /// A guest that never comes up.
+    pub fn never_ready(self) {
+        self.wait_for_end();
+    }
+
+    /// Waits until the supervisor has ended this VMM.
+    pub fn wait_for_end(self) {
+        while channel::receive::<Command>(&self.vmm.channel).is_ok() {}
     }
 }
 

@@ -28,13 +28,10 @@ pub async fn run(engine: &Engine, options: Run, began_ns: u64) -> Result<i32, Fa
     let wishes = wishes(&options)?;
     let mut interrupts = Interrupts::new()?;
     let image = engine.find_image(&options.image).map_err(Failure::of_run)?;
-    // Made before the image is unpacked, which takes long: what is wrong with the options is told at once.
+    // What is wrong with the options is told before the image is unpacked, which takes long.
+    engine.check(&image, &wishes).map_err(Failure::of_run)?;
+    interrupts.end(unpack(engine, &image)).await??;
     let config = engine.create(&image, &wishes).map_err(Failure::of_run)?;
-    let unpacked = interrupts.end(unpack(engine, &image)).await;
-    if let Err(failure) = unpacked.and_then(|unpacked| unpacked) {
-        discard(engine, &config.id).await;
-        return Err(failure);
-    }
     let result = start_created(engine, &options, &config.id, &mut interrupts, began_ns).await;
     if result.is_err() && options.rm {
         discard(engine, &config.id).await;

@@ -111,6 +111,18 @@ impl Engine {
         Ok(())
     }
 
+    /// Checks what [`Self::create`] would refuse, so that it is told before the image is unpacked.
+    ///
+    /// # Errors
+    /// Those of the options' checks, [`Error::NameInUse`].
+    pub fn check(&self, image: &Image, options: &CreateOptions) -> Result<(), Error> {
+        create::draft(image, options)?;
+        options
+            .name
+            .as_deref()
+            .map_or(Ok(()), |name| self.registry.check_name(name))
+    }
+
     /// Makes a sandbox of `image`.
     ///
     /// # Errors

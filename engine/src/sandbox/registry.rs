@@ -52,15 +52,10 @@ impl Registry {
         let sandboxes = self.list()?;
         let id = SandboxId::random()?;
         let name = match wanted {
-            Some(name) => match sandboxes.iter().find(|s| s.config.name == name) {
-                Some(other) => {
-                    return Err(Error::NameInUse {
-                        name: name.to_owned(),
-                        id: other.id().short().to_owned(),
-                    });
-                }
-                None => name.to_owned(),
-            },
+            Some(name) => {
+                is_free(name, &sandboxes)?;
+                name.to_owned()
+            }
             None => free_name(&sandboxes, &id)?,
         };
         let config = config(id, name);
@@ -75,6 +70,15 @@ impl Registry {
             return Err(e);
         }
         Ok(config)
+    }
+
+    /// Checks a name that the user chose, and that no sandbox has it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidName`], [`Error::NameInUse`].
+    pub fn check_name(&self, name: &str) -> Result<(), Error> {
+        name::check(name)?;
+        is_free(name, &self.list()?)
     }
 
     /// All sandboxes, the newest first. One that cannot be read is left out: it must not keep the others from being
@@ -179,6 +183,16 @@ impl Registry {
                 let _ = fs::remove_dir_all(self.directory.join(name));
             }
         }
+    }
+}
+
+fn is_free(name: &str, sandboxes: &[Sandbox]) -> Result<(), Error> {
+    match sandboxes.iter().find(|sandbox| sandbox.config.name == name) {
+        Some(other) => Err(Error::NameInUse {
+            name: name.to_owned(),
+            id: other.id().short().to_owned(),
+        }),
+        None => Ok(()),
     }
 }
 

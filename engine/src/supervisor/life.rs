@@ -193,6 +193,19 @@ impl<'a> Life<'a> {
         let mut deadlines = Deadlines::default();
         loop {
             tokio::select! {
+                // An agent that talks without end must not keep an order from being heard, and its last word comes
+                // before its VMM's.
+                biased;
+                Some(order) = self.orders.recv() => match order {
+                    Order::Signal(signal) => send_signal(guest, signal, &mut deadlines).await,
+                    Order::Stop { signal, timeout_s } => {
+                        deadlines.kill_process_in(timeout_s);
+                        send_signal(guest, signal, &mut deadlines).await;
+                    }
+                    Order::Kill | Order::GiveUp { .. } => return Over::Killed,
+                },
+                () = deadlines.kill_guest() => return Over::Killed,
+                () = deadlines.kill_process() => send_signal(guest, Signal::KILL.number(), &mut deadlines).await,
                 message = guest.from_agent.next() => match message {
                     Ok(FromAgent::Exited { process: 0, status }) => return Over::Exited(status),
                     // Anything else means nothing to the engine any more, and does no harm.
@@ -210,16 +223,6 @@ impl<'a> Life<'a> {
                     };
                     return last_exit(guest).await.map_or(Over::Failed(failure), Over::Exited);
                 },
-                Some(order) = self.orders.recv() => match order {
-                    Order::Signal(signal) => send_signal(guest, signal, &mut deadlines).await,
-                    Order::Stop { signal, timeout_s } => {
-                        deadlines.kill_process_in(timeout_s);
-                        send_signal(guest, signal, &mut deadlines).await;
-                    }
-                    Order::Kill | Order::GiveUp { .. } => return Over::Killed,
-                },
-                () = deadlines.kill_process() => send_signal(guest, Signal::KILL.number(), &mut deadlines).await,
-                () = deadlines.kill_guest() => return Over::Killed,
             }
         }
     }
@@ -324,6 +327,7 @@ async fn start(
 async fn wait_for_start(guest: &mut Guest) -> Result<Result<(), Error>, Failure> {
     loop {
         tokio::select! {
+            biased;
             message = guest.from_agent.next() => match message {
                 Ok(FromAgent::Started { process: 0, .. }) => return Ok(Ok(())),
                 Ok(FromAgent::StartFailed { process: 0, kind, message }) => {
