@@ -45,12 +45,11 @@ pub async fn attach(
 ) -> Result<Exit, Failure> {
     let Session { mut output, input } = session;
     // Kept while there is no input to pass on: the supervisor ends standard input with the connection.
-    let _input = match interactive {
-        true => {
-            tokio::task::spawn_local(feed(input));
-            None
-        }
-        false => Some(input),
+    let _input = if interactive {
+        tokio::task::spawn_local(feed(input));
+        None
+    } else {
+        Some(input)
     };
     let mut signals = forwarded()?;
     let mut interrupts = 0;
@@ -93,7 +92,7 @@ async fn feed(mut input: SessionInput) {
     }
     let _ = input.close_stdin().await;
     // The connection stays: its end would mean that this command is gone.
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Reads standard input in a thread, which the end of the process ends: a terminal cannot be read without blocking

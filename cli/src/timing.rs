@@ -1,5 +1,7 @@
 //! The table that `--timing` prints.
 
+use std::fmt::Write;
+
 use brig_engine::{clock::Timing, kvm};
 
 use crate::table;
@@ -37,7 +39,8 @@ pub fn render(timing: &Timing, request_ns: u64, cleaned_ns: u64) -> String {
     }
     let mut text = table::render(&["STAGE", "MS", "DELTA"], &rows);
     if let Some(kind) = timing.kvm {
-        text.push_str(&format!("KVM is {}\n", kvm::describe(kind)));
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "KVM is {}", kvm::describe(kind));
     }
     text
 }

@@ -1,6 +1,9 @@
 //! Sandbox ids: 256 random bits, as 64 hexadecimal digits.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt::{self, Write},
+    str::FromStr,
+};
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
@@ -26,7 +29,8 @@ impl SandboxId {
     pub fn random() -> Result<Self, Error> {
         let mut digits = String::with_capacity(ID_DIGITS);
         for byte in random_bytes::<{ ID_DIGITS / 2 }>()? {
-            digits.push_str(&format!("{byte:02x}"));
+            // Writing to a String cannot fail.
+            let _ = write!(digits, "{byte:02x}");
         }
         Ok(Self(digits))
     }

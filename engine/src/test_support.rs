@@ -126,7 +126,7 @@ impl Spawn for FakeVmm {
             script(Player {
                 channel: theirs,
                 _stderr: stderr,
-            })
+            });
         });
         Vmm::new(ours, None)
     }

@@ -3,10 +3,10 @@
 use std::io;
 
 use brig_engine::Engine;
-use brig_image_store::Image;
+use brig_image_store::{Image, Loaded};
 use jiff::Timestamp;
 
-use super::print;
+use super::{print, print_lines};
 use crate::{
     arguments::{Images, Load},
     failure::Failure,
@@ -23,11 +23,7 @@ const NONE: &str = "<none>";
 pub fn list(engine: &Engine, options: &Images) -> Result<i32, Failure> {
     let images = engine.images().list()?;
     if options.quiet {
-        let ids: String = images
-            .iter()
-            .map(|image| format!("{}\n", id(image, options.no_trunc)))
-            .collect();
-        print(&ids)?;
+        print_lines(images.iter().map(|image| id(image, options.no_trunc)))?;
         return Ok(0);
     }
     let now = Timestamp::now();
@@ -91,15 +87,14 @@ pub fn load(engine: &Engine, options: &Load) -> Result<i32, Failure> {
         None => engine.images().load(&mut io::stdin().lock(), &mut show)?,
     };
     step.finish(Some(read));
-    let mut lines = String::new();
-    for image in &loaded {
-        if image.names.is_empty() {
-            lines.push_str(&format!("Loaded image ID: {}\n", image.image.id));
-        }
-        for name in &image.names {
-            lines.push_str(&format!("Loaded image: {name}\n"));
-        }
-    }
-    print(&lines)?;
+    print_lines(loaded.iter().flat_map(lines))?;
     Ok(0)
+}
+
+/// What is said of one loaded image.
+fn lines(loaded: &Loaded) -> Vec<String> {
+    match loaded.names.as_slice() {
+        [] => vec![format!("Loaded image ID: {}", loaded.image.id)],
+        names => names.iter().map(|name| format!("Loaded image: {name}")).collect(),
+    }
 }

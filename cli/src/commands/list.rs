@@ -7,7 +7,7 @@ use brig_engine::{
 };
 use jiff::Timestamp;
 
-use super::print;
+use super::{print, print_lines};
 use crate::{
     arguments::{Port, Ps, Sandboxes},
     failure::Failure,
@@ -31,10 +31,7 @@ pub fn ps(engine: &Engine, options: &Ps) -> Result<i32, Failure> {
         .iter()
         .filter(|sandbox| options.all || sandbox.is_running());
     if options.quiet {
-        let ids: String = shown
-            .map(|sandbox| format!("{}\n", id(sandbox, options.no_trunc)))
-            .collect();
-        print(&ids)?;
+        print_lines(shown.map(|sandbox| id(sandbox, options.no_trunc)))?;
         return Ok(0);
     }
     let now = Timestamp::now();
@@ -86,11 +83,11 @@ pub fn port(engine: &Engine, options: &Port) -> Result<i32, Failure> {
     let sandbox = engine.find(&options.sandbox)?;
     let ports = &sandbox.state.ports;
     let Some(wanted) = &options.port else {
-        let lines: String = ports
-            .iter()
-            .map(|port| format!("{}/tcp -> {}\n", port.container_port, port.host))
-            .collect();
-        print(&lines)?;
+        print_lines(
+            ports
+                .iter()
+                .map(|port| format!("{}/tcp -> {}", port.container_port, port.host)),
+        )?;
         return Ok(0);
     };
     let number: Option<u16> = wanted.strip_suffix("/tcp").unwrap_or(wanted).parse().ok();
@@ -104,8 +101,7 @@ pub fn port(engine: &Engine, options: &Port) -> Result<i32, Failure> {
             options.sandbox
         )));
     }
-    let lines: String = found.iter().map(|port| format!("{}\n", port.host)).collect();
-    print(&lines)?;
+    print_lines(found.iter().map(|port| port.host))?;
     Ok(0)
 }
 

@@ -8,6 +8,11 @@ mod run;
 pub mod supervise;
 mod system;
 
+use std::{
+    fmt::Display,
+    io::{self, Write},
+};
+
 use brig_engine::{Engine, Paths};
 
 use crate::{
@@ -43,9 +48,18 @@ pub async fn dispatch(command: Command, began_ns: u64) -> Result<i32, Failure> {
 
 /// Prints to standard output.
 fn print(text: &str) -> Result<(), Failure> {
-    use std::io::Write;
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
+    stdout.flush()?;
+    Ok(())
+}
+
+/// Prints lines to standard output.
+fn print_lines<L: Display>(lines: impl IntoIterator<Item = L>) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    for line in lines {
+        writeln!(stdout, "{line}")?;
+    }
     stdout.flush()?;
     Ok(())
 }

@@ -212,9 +212,11 @@ fn wishes(options: &Run) -> Result<CreateOptions, Failure> {
 
 /// `NAME` alone takes the value that brig itself has, and stands for nothing when it has none.
 fn environment(entries: &[String]) -> Vec<String> {
-    let with_value = |entry: &String| match entry.contains('=') || entry.is_empty() {
-        true => Some(entry.clone()),
-        false => std::env::var_os(entry).map(|value| format!("{entry}={}", value.to_string_lossy())),
+    let with_value = |entry: &String| {
+        if entry.contains('=') || entry.is_empty() {
+            return Some(entry.clone());
+        }
+        std::env::var_os(entry).map(|value| format!("{entry}={}", value.to_string_lossy()))
     };
     entries.iter().filter_map(with_value).collect()
 }

@@ -7,7 +7,7 @@ use brig_engine::{
     sandbox::{Sandbox, Status},
 };
 
-use super::print;
+use super::{print, print_lines};
 use crate::{failure::Failure, text};
 
 /// `brig system info`.
@@ -49,11 +49,7 @@ pub async fn info(engine: &Engine) -> Result<i32, Failure> {
         ("Runtime directory", paths.runtime.display().to_string()),
         ("Programs", paths.lib.display().to_string()),
     ];
-    let text: String = lines
-        .iter()
-        .map(|(name, value)| format!("{name}: {value}\n"))
-        .collect();
-    print(&text)?;
+    print_lines(lines.iter().map(|(name, value)| format!("{name}: {value}")))?;
     Ok(0)
 }
 

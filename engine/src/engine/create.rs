@@ -147,8 +147,8 @@ impl Draft {
         Config {
             id,
             name,
-            hostname,
             env,
+            hostname,
             ..self.config.clone()
         }
     }

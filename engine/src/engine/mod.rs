@@ -276,9 +276,10 @@ impl Engine {
     pub async fn follow(&self, reference: &str, options: LogOptions) -> Result<LogFollower, Error> {
         let sandbox = self.find(reference)?;
         let directory = self.registry.directory(sandbox.id());
-        let end = match sandbox.supervised {
-            true => self.connect(sandbox.id(), &Request::Wait).await?,
-            false => None,
+        let end = if sandbox.supervised {
+            self.connect(sandbox.id(), &Request::Wait).await?
+        } else {
+            None
         };
         LogFollower::open(&directory, options, end)
     }

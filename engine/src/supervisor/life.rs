@@ -301,9 +301,10 @@ async fn start(
         Console::with_file(&directory.console()).map_err(Error::file("make", &directory.console()))?;
     let mut guest = Guest::boot(paths, host, plan, console, timing).await?;
     let streams = Streams {
-        stdin: match config.stdin {
-            true => Some(guest.connect(StreamHeader::Stdin { process: 0 }).await?),
-            false => None,
+        stdin: if config.stdin {
+            Some(guest.connect(StreamHeader::Stdin { process: 0 }).await?)
+        } else {
+            None
         },
         stdout: guest.connect(StreamHeader::Stdout { process: 0 }).await?,
         stderr: guest.connect(StreamHeader::Stderr { process: 0 }).await?,
@@ -367,7 +368,7 @@ async fn killed(orders: &mut mpsc::Receiver<Order>) {
             return;
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// An exit that the agent told before its guest ended.
@@ -471,5 +472,5 @@ async fn feed(mut socket: UnixStream, mut pieces: mpsc::Receiver<Vec<u8>>) {
     }
     let _ = socket.shutdown().await;
     // The socket stays until the process has read what is on its way; the task is ended with the guest.
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

@@ -60,7 +60,7 @@ fn bind(port: &PublishedPort) -> Result<Listener, Error> {
                 });
             }
             Err(e) if e.kind() == io::ErrorKind::AddrInUse && candidate < port.host_port_last => {
-                candidate += 1
+                candidate += 1;
             }
             Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
                 return Err(Error::PortInUse { address: range(port) });

@@ -103,9 +103,10 @@ impl Service {
             return;
         }
         let replies = self.clone().replies(write, true, attached);
-        let writer = match attach {
-            true => self.spawn_attached(replies),
-            false => self.spawn_waiting(replies),
+        let writer = if attach {
+            self.spawn_attached(replies)
+        } else {
+            self.spawn_waiting(replies)
         };
         self.requests(&mut requests, None).await;
         if matches!(*self.0.phase.borrow(), Phase::Starting) {
