@@ -111,14 +111,28 @@ impl Machine {
         attacher.attach(vsock.clone(), &mut stream_loop)?;
         attacher.attach(Arc::new(Mutex::new(Entropy::default())), &mut stream_loop)?;
 
+        let devices = attacher.transports.len();
+        let bus = Arc::new(Bus::new(serial_port(&vm, config.console)?, attacher.transports));
+        let stop = Arc::new(Stop::new()?);
         let workarounds = config.kind == KvmKind::Emulated;
+        let vcpus = make_vcpus(
+            &Shared {
+                cpuid: guest_cpuid(&config.kvm, config.vcpus, config.kind)?,
+                vm: Arc::clone(&vm),
+                count: config.vcpus,
+                bus: Arc::clone(&bus),
+                stop: Arc::clone(&stop),
+            },
+            workarounds,
+        )?;
+
         let parameters = if workarounds {
             emulate::KERNEL_PARAMETERS
         } else {
             ""
         };
-        let transports = attacher.transports;
-        let command_line = command_line::build(parameters, transports.len(), &config.extra_command_line)?;
+        let extra = &config.extra_command_line;
+        let command_line = command_line::build(vcpus[0].tsc_khz()?, parameters, devices, extra)?;
         let (mut kernel, mut initrd) = (config.kernel, config.initrd);
         let entry = boot::load(
             vm.memory(),
@@ -130,22 +144,7 @@ impl Machine {
                 vcpus: config.vcpus,
             },
         )?;
-
-        let bus = Arc::new(Bus::new(serial_port(&vm, config.console)?, transports));
-        let stop = Arc::new(Stop::new()?);
-        let shared = Shared {
-            cpuid: guest_cpuid(&config.kvm, config.vcpus, config.kind)?,
-            vm,
-            count: config.vcpus,
-            bus: Arc::clone(&bus),
-            stop: Arc::clone(&stop),
-        };
-        let vcpus = (0..config.vcpus)
-            .map(|index| {
-                let emulator = workarounds.then(|| Emulator::new(Arc::clone(shared.vm.memory())));
-                Vcpu::new(&shared, index, entry, emulator)
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        vcpus[0].begin_at(entry)?;
         Ok(Self {
             bus,
             stop,
@@ -237,6 +236,15 @@ fn attach_disks(
         attacher.attach(Arc::new(Mutex::new(Block::new(disk))), event_loop)?;
     }
     Ok(())
+}
+
+fn make_vcpus(shared: &Shared, workarounds: bool) -> Result<Vec<Vcpu>, KvmError> {
+    (0..shared.count)
+        .map(|index| {
+            let emulator = workarounds.then(|| Emulator::new(Arc::clone(shared.vm.memory())));
+            Vcpu::new(shared, index, emulator)
+        })
+        .collect()
 }
 
 fn serial_port(vm: &Vm, console: std::os::fd::OwnedFd) -> Result<SerialPort, MachineError> {

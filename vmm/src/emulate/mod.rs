@@ -23,13 +23,12 @@ pub use step::{EmulateError, Emulator};
 
 use crate::kvm::cpuid::FeatureMask;
 
-/// Tells the guest's kernel to avoid what the emulator lacks, and to use its workaround for `syscall` (kernel-config's
-/// patch). Needed beside [`CPUID_MASKS`], which such a KVM does not apply everywhere. Without `erms` and `fsrm` the
-/// kernel copies eight bytes an instruction rather than one.
-pub const KERNEL_PARAMETERS: &str = "brig_emulated_kvm noxsave clearcpuid=popcnt,smap,smep,umip,fsgsbase,rdrand,rdseed,\
-    erms,fsrm,cx16,invpcid,bmi1,bmi2,movbe,clflushopt,clwb,serialize,movdiri,movdir64b,pku,avx,avx2,fma,rtm,hle";
+/// Tells the guest's kernel to avoid what the emulator lacks and to use its workaround for `syscall` (kernel-config's
+/// patches), and to spare itself the work of splitting its page tables for read-only text.
+pub const KERNEL_PARAMETERS: &str = "brig_emulated_kvm rodata=off";
 
-/// The same for whoever asks the processor itself (Intel SDM, volume 2, CPUID).
+/// What user programs are not to use either: features of a processor that this KVM shows only in part (Intel SDM,
+/// volume 2, CPUID). Such a KVM does not apply every bit, so the kernel clears them as well.
 pub const CPUID_MASKS: &[FeatureMask] = &[
     FeatureMask {
         leaf: 1,

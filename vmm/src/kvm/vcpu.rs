@@ -53,11 +53,11 @@ pub struct Shared {
 }
 
 impl Vcpu {
-    /// Makes vCPU `index`. The first one starts at `entry` in long mode; the others wait for the first to wake them.
+    /// Makes vCPU `index`, which waits to be woken by another one.
     ///
     /// # Errors
     /// [`KvmError`].
-    pub fn new(shared: &Shared, index: u8, entry: u64, emulator: Option<Emulator>) -> Result<Self, KvmError> {
+    pub fn new(shared: &Shared, index: u8, emulator: Option<Emulator>) -> Result<Self, KvmError> {
         let fd = shared.vm.create_vcpu(index)?;
         let leaves = cpuid::for_vcpu(&shared.cpuid, index, shared.count)?;
         fd.set_cpuid2(&leaves).map_err(failed("KVM_SET_CPUID2"))?;
@@ -65,13 +65,6 @@ impl Vcpu {
         set_local_interrupts(&fd)?;
         fd.set_fpu(&long_mode::floating_point())
             .map_err(failed("KVM_SET_FPU"))?;
-        if index == 0 {
-            let sregs = fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
-            fd.set_sregs(&long_mode::special_registers(sregs))
-                .map_err(failed("KVM_SET_SREGS"))?;
-            fd.set_regs(&long_mode::registers(entry))
-                .map_err(failed("KVM_SET_REGS"))?;
-        }
         Ok(Self {
             fd,
             index,
@@ -80,6 +73,28 @@ impl Vcpu {
             emulator,
             _vm: Arc::clone(&shared.vm),
         })
+    }
+
+    /// Lets this vCPU, the first, begin at `entry` in long mode.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn begin_at(&self, entry: u64) -> Result<(), KvmError> {
+        let sregs = self.fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+        self.fd
+            .set_sregs(&long_mode::special_registers(sregs))
+            .map_err(failed("KVM_SET_SREGS"))?;
+        self.fd
+            .set_regs(&long_mode::registers(entry))
+            .map_err(failed("KVM_SET_REGS"))
+    }
+
+    /// Frequency of the guest's time stamp counter in kHz.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn tsc_khz(&self) -> Result<u32, KvmError> {
+        self.fd.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))
     }
 
     /// Runs the guest until it stops, then reports why.
