@@ -72,6 +72,15 @@ fn map(
     GuestRegionMmap::new(region, base).ok_or(MemoryError::Layout(GuestRegionCollectionError::NoMemoryRegion))
 }
 
+/// The memory file and the offset in it at which the mapped byte at `address` lies.
+pub fn backing(memory: &Memory, address: *const u8) -> Option<(&File, u64)> {
+    memory.iter().find_map(|region| {
+        let offset = (address as usize).checked_sub(region.as_ptr() as usize)?;
+        let file = region.file_offset()?;
+        (offset < region.size()).then(|| (file.file(), file.start() + offset as u64))
+    })
+}
+
 /// First byte after the RAM below the hole for devices.
 pub fn low_end(memory: &Memory) -> u64 {
     // The first region starts at 0, so its length is its end.
@@ -90,6 +99,16 @@ mod tests {
         assert_eq!(memory.num_regions(), 1);
         assert_eq!(low_end(&memory), 64 << 20);
         assert!(memory.write_obj(1u8, GuestAddress(64 << 20)).is_err());
+    }
+
+    #[test]
+    fn each_byte_is_found_in_the_file() {
+        let memory = create(DEVICE_HOLE_START + (1 << 20)).unwrap();
+        for (guest, offset) in [(0, 0), (5000, 5000), (DEVICE_HOLE_END + 7, DEVICE_HOLE_START + 7)] {
+            let address = memory.get_host_address(GuestAddress(guest)).unwrap();
+            assert_eq!(backing(&memory, address).unwrap().1, offset);
+        }
+        assert!(backing(&memory, std::ptr::null()).is_none());
     }
 
     #[test]

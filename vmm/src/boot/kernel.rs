@@ -8,7 +8,7 @@ use std::{
 use linux_loader::loader::{Elf, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::BootError;
+use super::{BootError, source::Source};
 use crate::{
     layout::HIGH_RAM_START,
     memory::{self, Memory},
@@ -43,8 +43,9 @@ pub struct Range {
 /// # Errors
 /// [`BootError::Kernel`] when it is no 64-bit ELF file, or a segment lies outside of the memory.
 pub fn load_kernel(memory: &Memory, kernel: &mut File) -> Result<LoadedKernel, BootError> {
-    let loaded =
-        Elf::load(memory, None, kernel, Some(GuestAddress(HIGH_RAM_START))).map_err(BootError::Kernel)?;
+    let mut source = Source { file: kernel, memory };
+    let lowest = GuestAddress(HIGH_RAM_START);
+    let loaded = Elf::load(memory, None, &mut source, Some(lowest)).map_err(BootError::Kernel)?;
     Ok(LoadedKernel {
         entry: loaded.kernel_load.0,
         end: loaded.kernel_end,
@@ -73,7 +74,11 @@ pub fn load_initrd(
         .seek(SeekFrom::Start(0))
         .map_err(|e| BootError::Initrd(GuestMemoryError::IOError(e)))?;
     memory
-        .read_exact_volatile_from(GuestAddress(start), initrd, bytes as usize)
+        .read_exact_volatile_from(
+            GuestAddress(start),
+            &mut Source { file: initrd, memory },
+            bytes as usize,
+        )
         .map_err(BootError::Initrd)?;
     Ok(Range { start, bytes })
 }

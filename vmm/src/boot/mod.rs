@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`command_line`] | the kernel's parameters |
 //! | [`kernel`] | the ELF segments and the initrd |
+//! | [`source`] | moves files into guest memory |
 //! | [`mp_table`] | processors and interrupt lines |
 //! | [`zero_page`] | memory map, where initrd and command line are, the random seed |
 //! | [`long_mode`] | page tables and GDT, and the registers that go with them |
@@ -15,6 +16,7 @@ pub mod command_line;
 pub mod kernel;
 pub mod long_mode;
 pub mod mp_table;
+pub mod source;
 pub mod zero_page;
 
 use std::{fs::File, io};

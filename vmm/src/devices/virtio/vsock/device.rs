@@ -328,12 +328,16 @@ impl Vsock {
         queue.add_used(memory, head, written).is_ok()
     }
 
-    /// Writes the next packet to `room`; returns its bytes, 0 when the room is too small for any. `None` when nobody had
+    /// Writes the next packet to `room`; returns its bytes, 0 when the room is too small for a
+    /// header and data. `None` when nobody had
     /// anything to say after all.
     fn next_packet(&mut self, mut room: Buffers<'_>) -> Option<u32> {
         let Ok(header_room) = room.split_off_front(HEADER_BYTES) else {
             return Some(0);
         };
+        if room.is_empty() {
+            return Some(0);
+        }
         if let Some(refusal) = self.refusals.pop_front() {
             header_room.write(&refusal.encode());
             return Some(HEADER_BYTES as u32);

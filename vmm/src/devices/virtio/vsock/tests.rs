@@ -666,17 +666,18 @@ fn nothing_is_lost_when_the_guest_gives_no_buffers_for_a_while() {
 }
 
 #[test]
-fn buffers_too_small_for_a_header_are_given_back_empty() {
+fn buffers_too_small_for_header_and_data_are_given_back_empty() {
     let mut guest = Guest::without_driver(Vec::new());
     guest.activate();
     let (_ours, theirs) = UnixStream::pair().unwrap();
     lock(&*guest.device).connect(PORT, b"", theirs.into());
-    guest.rx.add(&guest.memory, 43, WRITE);
+    guest.rx.add(&guest.memory, HEADER_BYTES as u32 - 1, WRITE);
+    guest.rx.add(&guest.memory, HEADER_BYTES as u32, WRITE);
     guest.rx.add(&guest.memory, 0, WRITE);
     guest.rx.add(&guest.memory, BUFFER as u32, 0);
     guest.rx.add(&guest.memory, BUFFER as u32, WRITE);
     lock(&*guest.device).queue_notified(0);
-    for _ in 0..3 {
+    for _ in 0..4 {
         assert_eq!(guest.rx.used(&guest.memory).unwrap().1, 0);
     }
     guest.expect(op::REQUEST);
