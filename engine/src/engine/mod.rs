@@ -13,7 +13,7 @@ mod create;
 mod follow;
 mod session;
 
-use std::{path::PathBuf, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use brig_image_store::{Image, Store};
 use brig_protocol::frame::FrameError;
@@ -248,12 +248,13 @@ impl Engine {
                 }
                 self.ask(&id, &Request::Kill).await?;
             }
-            let path = self.registry.directory(&id).lock();
-            match Lock::try_take(&path) {
+            match Lock::try_take(&self.registry.directory(&id).lock()) {
                 Ok(Some(lock)) => return self.registry.remove(&id, &lock),
                 // Its supervisor is just starting or ending, or somebody looks it up.
                 Ok(None) => tokio::time::sleep(LOCK_REST).await,
-                Err(e) => return Err(e.missing_as(|| Error::NoSuchSandbox(reference.to_owned()))),
+                // It went meanwhile, which the next round sees.
+                Err(Error::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
             }
         }
         Err(Error::RunningCannotRemove(reference.to_owned()))
