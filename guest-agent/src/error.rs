@@ -76,7 +76,10 @@ pub fn one_line(error: &dyn Error) -> String {
         let _ = write!(line, ": {error}");
         cause = error.source();
     }
-    line.chars().filter(|c| !c.is_control()).take(LINE_CHARS).collect()
+    line.chars()
+        .filter(|c| !c.is_control())
+        .take(LINE_CHARS)
+        .collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,12 @@
 //! brig-agent, PID 1 of a guest. A panic here is the end of PID 1: the kernel panics, its console says why, and the VMM
 //! sees the reset that follows.
 
+//!
+//! `main` is the C library's own, not the Rust runtime's: that would guard a stack, install handlers and look at the
+//! standard streams before the first line here, and a tenth of the program would be there for it alone.
+
+#![no_main]
+
 use brig_agent::{
     agent::{self, Setup},
     error::{AgentError, one_line},
@@ -9,7 +15,10 @@ use brig_agent::{
     vsock,
 };
 
-fn main() {
+/// Where the C library's start-up code ends.
+// SAFETY: the program has no other symbol of this name, and the signature is one that C allows for it.
+#[unsafe(no_mangle)]
+extern "C" fn main() -> i32 {
     let entered_us = agent::clock_us();
     if let Err(error) = run(entered_us) {
         // The console: the kernel's log, of which the supervisor shows the last lines.

@@ -23,7 +23,7 @@ use crate::{
     error::{Context, LaunchError},
     exec::{self, Program},
     files, masked, mounts, rlimits,
-    rootfs::Root,
+    rootfs::{self, Root},
     signals, sysctls,
     user::{self, Identity},
 };
@@ -75,8 +75,10 @@ fn enter_cgroup(cgroup: Option<&Cgroup>) -> Result<(), LaunchError> {
 /// Enters the root filesystem and mounts over it what the spec wants.
 fn fill_root(plan: &Plan<'_>) -> Result<(), LaunchError> {
     let spec = plan.spec;
+    let root = plan.root.mount()?;
+    // Between the two: the root comes first in /proc/mounts, as everybody expects, and the files still have a name.
     let files = files::prepare(&spec.files, plan.files)?;
-    plan.root.enter()?;
+    rootfs::enter(root)?;
     for mount in &spec.mounts {
         mounts::mount(mount)?;
     }
