@@ -63,6 +63,10 @@ async fn start_created(
         return Ok(0);
     }
     let exit = foreground::attach(engine, id, session, options.interactive).await?;
+    if options.rm {
+        // Its supervisor has done so, unless it was killed.
+        discard(engine, id).await;
+    }
     if options.timing {
         print_timing(&exit.timing, began_ns);
     }
