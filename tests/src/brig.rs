@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::{leftovers, machine, store};
 
 /// Most time that a command may take. A cold boot takes seconds, so several of them at once fit.
-pub const COMMAND_LIMIT: Duration = Duration::from_secs(180);
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(300);
 
 /// A brig with directories of its own.
 pub struct Brig {
@@ -234,9 +234,19 @@ impl Output {
     /// When it is not such.
     pub fn assert_clear_failure(&self, code: i32, what: &str) {
         assert_eq!(self.code, code, "{what}: {self:?}");
-        let complaints = self.stderr.lines().filter(|line| line.starts_with("brig: ")).count();
+        let complaints = self
+            .stderr
+            .lines()
+            .filter(|line| line.starts_with("brig: "))
+            .count();
         assert_eq!(complaints, 1, "{what}: {self:?}");
-        assert!(self.stderr.lines().last().is_some_and(|line| line.starts_with("brig: ")), "{what}: {self:?}");
+        assert!(
+            self.stderr
+                .lines()
+                .last()
+                .is_some_and(|line| line.starts_with("brig: ")),
+            "{what}: {self:?}"
+        );
         assert!(!self.stderr.contains("panicked"), "{what}: {self:?}");
     }
 }
