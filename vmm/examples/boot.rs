@@ -8,7 +8,8 @@
 //!   -d FILE         a read-only disk; several files joined by commas are its segments
 //!   -w FILE         a writable disk
 //!   -l PORT         joins the guest's connection to this vsock port of the host with standard input and output
-//!   -s PORT=HEX     connects to this vsock port of the guest, sends the bytes, then joins it with standard input and output
+//!   -s PORT=HEX     connects to this vsock port of the guest, sends the bytes, then joins it with standard input and
+//!                   output; with -l only once the guest has said something there, which is then thrown away
 //! ```
 //! brig-vmm is taken from `$BRIG_VMM`, else from beside the directory of this program. The kernel's log goes to standard
 //! error, as do the times, in milliseconds since the start of this program.
@@ -20,7 +21,7 @@ use std::{
     env,
     error::Error,
     fs::{File, OpenOptions},
-    io::{self, BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::Shutdown,
     os::{fd::AsFd, unix::net::UnixStream},
     path::PathBuf,
@@ -48,7 +49,7 @@ fn main() -> Result<()> {
     let kind = vmm.probe(&kvm)?;
     eprintln!("[{:8.1}] probed: {kind:?}", ms(Instant::now()));
     let (mut guest, console) = Guest::new(&kvm, kind, kernel, initrd)?;
-    let mut connect = None;
+    let (mut listener, mut connect) = (None, None);
     while let Ok(option) = next("option") {
         match option.as_str() {
             "-c" => guest.config.vcpus = next("N")?.parse()?,
@@ -61,7 +62,7 @@ fn main() -> Result<()> {
                 let (ours, theirs) = UnixStream::pair()?;
                 let socket = guest.add(theirs);
                 guest.config.listeners.push(ListenerConfig { port, socket });
-                join_standard_streams(ours)?;
+                listener = Some(ours);
             }
             "-s" => connect = Some(parse_connect(&next("PORT=HEX")?)?),
             other => return Err(format!("unknown option {other}").into()),
@@ -74,11 +75,6 @@ fn main() -> Result<()> {
         ms(Instant::now()),
         ms(sent)
     );
-    if let Some((port, header)) = connect {
-        let (ours, theirs) = UnixStream::pair()?;
-        vmm.send(&Command::Connect { port, header }, &[theirs.as_fd()])?;
-        join_standard_streams(ours)?;
-    }
     let log = thread::spawn(move || {
         for line in BufReader::new(console).split(b'\n').map_while(io::Result::ok) {
             eprintln!(
@@ -88,6 +84,17 @@ fn main() -> Result<()> {
             );
         }
     });
+    if let Some((port, header)) = connect {
+        if let Some(listener) = &mut listener {
+            let bytes = listener.read(&mut [0; 4096])?;
+            eprintln!("[{:8.1}] the guest said {bytes} bytes", ms(Instant::now()));
+        }
+        let (ours, theirs) = UnixStream::pair()?;
+        vmm.send(&Command::Connect { port, header }, &[theirs.as_fd()])?;
+        join_standard_streams(ours)?;
+    } else if let Some(listener) = listener.take() {
+        join_standard_streams(listener)?;
+    }
     loop {
         match vmm.event() {
             Ok(event @ (Event::Stopped(_) | Event::Failed { .. })) => {

@@ -191,7 +191,9 @@ fn disks_and_streams_work_in_a_guest() {
     let socket = guest.add(theirs);
     guest.config.listeners.push(ListenerConfig { port: 1024, socket });
     vmm.boot(guest).unwrap();
-    // Sent before the guest's driver is there: it waits.
+    let mut said = String::new();
+    control.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "hello from the guest");
     let (mut stream, theirs) = UnixStream::pair().unwrap();
     vmm.send(
         &Command::Connect {
@@ -209,9 +211,6 @@ fn disks_and_streams_work_in_a_guest() {
     let mut echoed = String::new();
     stream.read_to_string(&mut echoed).unwrap();
     assert_eq!(echoed, "header!!echo me");
-    let mut said = String::new();
-    control.read_to_string(&mut said).unwrap();
-    assert_eq!(said, "hello from the guest");
     assert_eq!(vmm.event().unwrap(), Event::Stopped(StopReason::Reset));
     let mut copied = vec![0; 4096];
     std::os::unix::fs::FileExt::read_exact_at(&output, &mut copied, 0).unwrap();

@@ -1,6 +1,6 @@
 /* The guest's init for the boot test: no C library, a few system calls. Tells how many processors there are; when there are two
-   disks, copies a block from the first to the second, says hello on vsock port 1024 of the host, and echoes what comes on its own
-   port 1025 until the end of the stream. Then resets the machine. */
+   disks, copies a block from the first to the second, listens on its vsock port 1025, says hello on port 1024 of the host, and
+   echoes what comes on its own port until the end of the stream. Then resets the machine. */
 typedef unsigned long u64;
 struct sockaddr_vm { unsigned short family, zero; unsigned port, cid; unsigned char flags, pad[3]; };
 
@@ -25,7 +25,8 @@ static void copy_block(void)
     call(MKNOD, (long)"/dev/vdb", 060600, 254 << 8 | 16, 0);
     long from = call(OPEN, (long)"/dev/vda", 0, 0, 0), to = call(OPEN, (long)"/dev/vdb", 2, 0, 0);
     if (from < 0 || to < 0) fail("open");
-    if (call(OPEN, (long)"/dev/vda", 2, 0, 0) >= 0) fail("a read-only disk was opened for writing");
+    long read_only = call(OPEN, (long)"/dev/vda", 2, 0, 0);
+    if (read_only >= 0 && call(WRITE, read_only, (long)block, 4096, 0) >= 0) fail("a read-only disk was written to");
     if (call(READ, from, (long)block, 4096, 0) != 4096) fail("read");
     if (call(WRITE, to, (long)block, 4096, 0) != 4096) fail("write");
     if (call(FSYNC, to, 0, 0, 0) != 0) fail("fsync");
@@ -41,12 +42,17 @@ static void say_hello(void)
     call(CLOSE, fd, 0, 0, 0);
 }
 
-static void echo(void)
+static long listen(void)
 {
     struct sockaddr_vm any = { 40, 0, 1025, 0xffffffff };
-    long server = call(SOCKET, 40, 1, 0, 0), n;
+    long server = call(SOCKET, 40, 1, 0, 0);
     if (call(BIND, server, (long)&any, sizeof any, 0) != 0 || call(LISTEN, server, 1, 0, 0) != 0) fail("listen");
-    long fd = call(ACCEPT, server, 0, 0, 0);
+    return server;
+}
+
+static void echo(long server)
+{
+    long fd = call(ACCEPT, server, 0, 0, 0), n;
     if (fd < 0) fail("accept");
     while ((n = call(READ, fd, (long)block, 4096, 0)) > 0)
         if (call(WRITE, fd, (long)block, n, 0) != n) fail("echo");
@@ -67,8 +73,9 @@ void _start(void)
     call(MKNOD, (long)"/dev/vda", 060600, 254 << 8, 0);
     if (call(OPEN, (long)"/dev/vda", 0, 0, 0) >= 0) {
         copy_block();
-        echo();
+        long server = listen();
         say_hello();
+        echo(server);
         say("init: copied\n");
     }
     call(SYNC, 0, 0, 0, 0);

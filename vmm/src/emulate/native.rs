@@ -173,17 +173,16 @@ fn run(memory: &Memory, state: &mut State, instruction: &Instruction) -> Result<
     })
 }
 
-fn compare(case: &Case, registers: Registers, operand: u64) {
+fn compare(memory: &Memory, mut state: State, case: &Case, registers: Registers, operand: u64) {
     let mut native_operand = operand;
     let expected = (case.native)(registers, &raw mut native_operand);
 
-    let (memory, mut state) = guest();
     memory.write_obj(operand, GuestAddress(OPERAND)).unwrap();
     (state.general.rax, state.general.rcx, state.general.rdx) = (registers.rax, registers.rcx, registers.rdx);
     state.general.rflags = registers.flags;
     let instruction = decode(case.bytes, 0x1000);
     assert_eq!(
-        run(&memory, &mut state, &instruction),
+        run(memory, &mut state, &instruction),
         Ok(Then::Continue),
         "{}",
         case.name
@@ -218,12 +217,13 @@ fn operand() -> impl Strategy<Value = u64> {
 proptest! {
     #[test]
     fn every_instruction_does_what_the_processor_does(
-        rax in operand(), rcx in operand(), rdx in operand(), memory in operand(), flags in any::<u64>(),
+        rax in operand(), rcx in operand(), rdx in operand(), operand in operand(), flags in any::<u64>(),
     ) {
         const ALL: u64 = CF | PF | AF | ZF | SF | OF;
         let registers = Registers { rax, rcx, rdx, flags: flags & ALL | 2 };
+        let (memory, state) = guest();
         for case in cases().iter().filter(|case| (case.available)()) {
-            compare(case, registers, memory);
+            compare(&memory, state, case, registers, operand);
         }
     }
 
