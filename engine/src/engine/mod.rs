@@ -249,7 +249,11 @@ impl Engine {
                 self.ask(&id, &Request::Kill).await?;
             }
             match Lock::try_take(&self.registry.directory(&id).lock()) {
-                Ok(Some(lock)) => return self.registry.remove(&id, &lock),
+                Ok(Some(lock)) => {
+                    // A supervisor that was killed has left it.
+                    let _ = std::fs::remove_file(control::socket_path(&self.paths.runtime, &id));
+                    return self.registry.remove(&id, &lock);
+                }
                 // Its supervisor is just starting or ending, or somebody looks it up.
                 Ok(None) => tokio::time::sleep(LOCK_REST).await,
                 // It went meanwhile, which the next round sees.

@@ -36,11 +36,15 @@ use crate::{
     vmm::VmmError,
 };
 
-/// How long a process may take to end after SIGKILL before its guest is ended around it.
-const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a process may take to end after SIGKILL before its guest is ended around it. On an emulated KVM taking the
+/// namespaces down takes seconds, and more when other guests share the CPU.
+const KILL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a guest may take to take a message. The buffers on its way hold hundreds of them.
+const TELL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a guest may take to write everything to its disk and stop.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a guest whose agent has hung up may take to say why.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -386,7 +390,7 @@ async fn send_signal(guest: &mut Guest, signal: u8, deadlines: &mut Deadlines) {
         deadlines.kill_guest_soon();
     }
     // A guest that takes no messages any more is ended by the deadline or by the loop, which sees its end.
-    let _ = timeout(KILL_TIMEOUT, guest.tell(&ToAgent::Signal { process: 0, signal })).await;
+    let _ = timeout(TELL_TIMEOUT, guest.tell(&ToAgent::Signal { process: 0, signal })).await;
 }
 
 /// Asks the guest to write everything to its disk and stop, and waits for it.
