@@ -16,7 +16,8 @@ pub struct Overlay {
     /// The image, mounted read-only.
     pub image: PathBuf,
     /// A mounted filesystem that holds the writable layer in `upper` and overlayfs's own `work`; both are made when they
-    /// are missing.
+    /// are missing. Whoever makes the filesystem does well to put them in: the first directory of a new ext4 costs its
+    /// kernel 0.4 million instructions.
     pub writable: PathBuf,
     /// An existing, empty directory that the result is mounted on.
     pub at: PathBuf,
@@ -27,9 +28,15 @@ impl Overlay {
     pub(super) fn mount(&self) -> Result<&Path, LaunchError> {
         let upper = self.writable.join("upper");
         let work = self.writable.join("work");
-        self.create_layer(&upper)
-            .step_on("create the writable layer", upper.display())?;
-        create_directory(&work).step_on("create", work.display())?;
+        // overlayfs makes this one at its first mount.
+        let is_new = !work.join("work").exists();
+        for directory in [&upper, &work] {
+            create_directory(directory).step_on("create", directory.display())?;
+        }
+        if is_new {
+            self.adopt_root(&upper)
+                .step_on("prepare the writable layer", upper.display())?;
+        }
         let options = format!(
             "lowerdir={},upperdir={},workdir={}",
             self.image.display(),
@@ -52,22 +59,23 @@ impl Overlay {
         Ok(&self.at)
     }
 
-    /// Makes the upper directory, which lends its owner and mode to the sandbox's `/`: those of the image's.
-    fn create_layer(&self, upper: &Path) -> io::Result<()> {
-        if !create_directory(upper)? {
-            return Ok(());
+    /// Gives the upper directory the owner and mode of the image's root: it is what the sandbox sees as its `/`.
+    fn adopt_root(&self, upper: &Path) -> io::Result<()> {
+        let (image, present) = (fs::metadata(&self.image)?, fs::metadata(upper)?);
+        if (image.uid(), image.gid()) != (present.uid(), present.gid()) {
+            chown(upper, Some(image.uid()), Some(image.gid()))?;
         }
-        let image = fs::metadata(&self.image)?;
-        chown(upper, Some(image.uid()), Some(image.gid()))?;
-        fs::set_permissions(upper, fs::Permissions::from_mode(image.mode() & 0o7777))
+        if image.mode() != present.mode() {
+            fs::set_permissions(upper, fs::Permissions::from_mode(image.mode() & 0o7777))?;
+        }
+        Ok(())
     }
 }
 
-/// Makes a directory and says whether it was missing.
-fn create_directory(path: &Path) -> io::Result<bool> {
+/// Makes a directory that may exist already.
+fn create_directory(path: &Path) -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o755).create(path) {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(e) => Err(e),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
     }
 }
