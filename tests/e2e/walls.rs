@@ -22,8 +22,6 @@ try write-sys touch /sys/x
 try write-proc-sys sh -c 'echo 1 >/proc/sys/kernel/panic'
 try sysrq sh -c 'echo b >/proc/sysrq-trigger'
 try kcore dd if=/proc/kcore bs=1 count=1
-mknod /tmp/disk b 254 0 2>/dev/null
-try disk dd if=/tmp/disk of=/dev/null bs=512 count=1
 mknod /tmp/memory c 1 1 2>/dev/null
 try memory dd if=/tmp/memory of=/dev/null bs=512 count=1
 try kmsg dd if=/dev/kmsg of=/dev/null bs=512 count=1
@@ -54,7 +52,6 @@ fn the_process_has_dockers_walls_around_it() {
         "write-sys",
         "write-proc-sys",
         "sysrq",
-        "disk",
         "memory",
         "kmsg",
         "write-cgroup",
@@ -70,8 +67,8 @@ fn the_process_has_dockers_walls_around_it() {
     assert_eq!(
         devices,
         [
-            "core", "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin",
-            "stdout", "tty", "urandom", "zero"
+            "fd", "full", "mqueue", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout",
+            "tty", "urandom", "zero"
         ]
     );
     brig.assert_nothing_left();

@@ -164,7 +164,13 @@ impl Brig {
         let found = receiver.recv_timeout(COMMAND_LIMIT);
         let _ = child.kill();
         let _ = child.wait();
-        assert_eq!(found, Ok(true), "the logs of {sandbox} have no {text:?}");
+        assert_eq!(
+            found,
+            Ok(true),
+            "the logs of {sandbox} have no {text:?}: {:?}, {:?}",
+            self.run(&["logs", sandbox]),
+            self.ps_line(sandbox)
+        );
     }
 
     /// Starts the image welcome with its port published on a free port of 127.0.0.1, and waits until it listens.
