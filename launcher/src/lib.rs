@@ -11,7 +11,7 @@
 //! | it enters the root filesystem and lets go of the old one | [`rootfs`] |
 //! | mounts, device nodes, kernel settings, the engine's files, hidden and read-only paths | [`mounts`], [`devices`], [`sysctls`], [`files`], [`masked`] |
 //! | user and groups are looked up in the image's own files | [`user`] |
-//! | working directory, standard streams, limits, signals, capabilities, identity | [`child`], [`rlimits`], [`signals`], [`capabilities`] |
+//! | working directory, standard streams, limits, signals, capabilities, identity | `child`, [`rlimits`], [`signals`], [`capabilities`] |
 //! | the program is found and executed | [`exec`] |
 //!
 //! **Paths of an image are hostile.** Everything that comes from the image is touched only after pivot_root(2): from
