@@ -16,7 +16,7 @@ use crate::{Error, Paths};
 pub const DISK_BYTES: u64 = 10 << 30;
 
 /// Part of the template's name: another one whenever [`FORMAT`] changes.
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 
 /// Features and layout, see mke2fs(8). What is left out costs the guest's kernel instructions at each mount or write:
 /// checksums of metadata, a resize inode, backups of superblocks. A journal is kept, for a VMM may be killed at any
@@ -29,8 +29,9 @@ const FORMAT: [&str; 16] = [
     // Room for nanoseconds, years after 2038 and small extended attributes.
     "-I",
     "256",
+    // 160,000 inodes on 10 GiB: fewer groups of them to look at.
     "-i",
-    "16384",
+    "65536",
     "-O",
     "none,has_journal,filetype,dir_index,extent,flex_bg,large_file,dir_nlink,extra_isize,sparse_super2,uninit_bg",
     "-J",
@@ -68,9 +69,18 @@ fn make_filesystem(path: &Path) -> Result<(), Error> {
     let file = new_file(path)?;
     file.set_len(DISK_BYTES).map_err(Error::file("make", path))?;
     drop(file);
+    // What overlayfs works with (launcher, rootfs/overlay.rs): the first directory of a new ext4 costs a guest's kernel
+    // 0.4 million instructions, so it is made here.
+    let content = tempfile::tempdir().map_err(Error::file("make a directory in", &std::env::temp_dir()))?;
+    for name in ["upper", "work"] {
+        let directory = content.path().join(name);
+        fs::create_dir(&directory).map_err(Error::file("make", &directory))?;
+    }
     for program in MKE2FS {
         let result = Command::new(program)
             .args(FORMAT)
+            .arg("-d")
+            .arg(content.path())
             .arg(path)
             // The machine's own mke2fs.conf could add features.
             .env("MKE2FS_CONFIG", "/dev/null")
