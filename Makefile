@@ -4,12 +4,13 @@
 PREFIX ?= /usr/local
 BRIG_LIB := build/lib/brig
 
-.PHONY: help build demo test test-unit test-e2e test-rig fmt lint install uninstall clean
+.PHONY: help build demo test test-unit test-e2e test-rig bench-start fmt lint install uninstall clean
 
 help:
 	@echo 'make demo       install what is missing, build, run an image in a microVM and show what happened'
 	@echo 'make test       unit tests, then the end-to-end tests on the /dev/kvm of this machine'
 	@echo 'make test-rig   the end-to-end tests on a standard KVM, emulated by QEMU'
+	@echo 'make bench-start  how long a cold start takes, by stage'
 	@echo 'make build      build/bin/brig and what belongs to it'
 	@echo 'make install    into PREFIX=$(PREFIX)'
 	@echo 'make fmt lint   format the code; check it with clippy'
@@ -38,6 +39,9 @@ test-e2e:
 test-rig: build
 	tests/install-packages test
 	tests/rig/test
+
+bench-start: build
+	tests/bench/start
 
 fmt:
 	cargo fmt --all

@@ -15,8 +15,6 @@ pub enum Need {
     Kvm,
     /// The same, and root, to make a host that lacks something.
     KvmAndRoot,
-    /// A usable `/dev/kvm` and no other test at the same time, because time is measured.
-    KvmAlone,
     /// Root, to make a host that lacks something.
     Root,
 }
@@ -31,7 +29,7 @@ impl Need {
         let root = || (!is_root()).then(|| "not root".to_owned());
         match self {
             Self::Nothing => None,
-            Self::Kvm | Self::KvmAlone => kvm(),
+            Self::Kvm => kvm(),
             Self::Root => root(),
             Self::KvmAndRoot => kvm().or_else(root),
         }

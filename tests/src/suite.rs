@@ -1,10 +1,7 @@
 //! The runner: libtest's command line and summary, with tests that this machine cannot run counted as ignored and the
 //! reason shown in their name.
 
-use std::{
-    process::ExitCode,
-    sync::{PoisonError, RwLock},
-};
+use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -32,9 +29,6 @@ macro_rules! tests {
     };
 }
 
-/// Held for reading by every test, for writing by one that measures time.
-static MACHINE: RwLock<()> = RwLock::new(());
-
 /// Runs the tests that the command line asks for.
 pub fn run(tests: impl IntoIterator<Item = Test>) -> ExitCode {
     let arguments = Arguments::from_args();
@@ -46,13 +40,7 @@ pub fn run(tests: impl IntoIterator<Item = Test>) -> ExitCode {
 
 fn trial(test: Test) -> Trial {
     let run = move || {
-        if test.need == Need::KvmAlone {
-            let _alone = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
-            (test.run)();
-        } else {
-            let _shared = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
-            (test.run)();
-        }
+        (test.run)();
         Ok(())
     };
     match test.need.missing() {
