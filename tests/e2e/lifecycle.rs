@@ -35,13 +35,8 @@ fn files_survive_stop_and_start() {
 fn a_stopped_server_exits_as_it_chose() {
     let brig = Brig::new();
     brig.welcome("server", &[]);
-    let begin = Instant::now();
     assert_eq!(brig.ok(&["stop", "server"]).trim(), "server");
-    assert!(
-        begin.elapsed() < Duration::from_secs(9),
-        "SIGTERM was not enough: {:?}",
-        begin.elapsed()
-    );
+    // Not 137: the stop signal was enough.
     let line = brig.ps_line("server").unwrap();
     assert!(line.contains("Exited (0)"), "{line}");
     assert!(
