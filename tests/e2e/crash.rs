@@ -91,7 +91,7 @@ fn kill(brig: &Brig, sandbox: &str, pointer: &str) {
     let pid = brig.inspect(sandbox, pointer).as_i64().expect("a pid");
     let pid = Pid::from_raw(pid as i32).expect("a pid");
     kill_process(pid, Signal::KILL).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(60);
     assert!(leftovers::wait_for_end(
         pid.as_raw_nonzero().get() as u32,
         deadline
@@ -104,7 +104,7 @@ fn assert_gone(brig: &Brig, sandbox: &str) {
     assert!(line.contains("Exited ("), "{line}");
     let id = brig.inspect(sandbox, "/Id");
     let id = id.as_str().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(60);
     for process in leftovers::processes_of_sandbox(brig, id) {
         assert!(
             leftovers::wait_for_end(process.pid, deadline),

@@ -49,7 +49,7 @@ fn following_ends_with_the_sandbox() {
     brig.ok(&["run", "-d", "--name", "story", "busybox", "sh", "-c", script]);
     let follower = brig.command(&["logs", "-f", "story"]).spawn().unwrap();
     brig.wait_for_log("story", "first");
-    brig.ok(&["stop", "story"]);
+    brig.ok(&["stop", "-t", "120", "story"]);
     let followed = finish(follower);
     assert_eq!((followed.stdout.as_str(), followed.code), ("first\nlast\n", 0));
 }

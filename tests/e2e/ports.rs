@@ -12,7 +12,7 @@ use brig_tests::{
     brig::Brig,
     http,
     machine::{self, Need},
-    tests,
+    server, tests,
 };
 use brig_welcome::pattern;
 
@@ -34,8 +34,7 @@ fn large() -> u64 {
 }
 
 fn two_hundred_requests_in_a_row_are_right_to_the_byte() {
-    let brig = Brig::new();
-    let address = brig.welcome("server", &[]);
+    let address = server::shared().address;
     for number in 0..200 {
         // Sizes around those of packets and buffers.
         let size = [0, 1, 17, 1460, 4096, 5000][number % 6] + number;
@@ -46,13 +45,10 @@ fn two_hundred_requests_in_a_row_are_right_to_the_byte() {
             "request {number} for {size} bytes came back wrong"
         );
     }
-    brig.ok(&["rm", "-f", "server"]);
-    brig.assert_nothing_left();
 }
 
 fn fifty_connections_at_once_are_all_served() {
-    let brig = Brig::new();
-    let address = brig.welcome("server", &[]);
+    let address = server::shared().address;
     // All are open, and half of a request is sent on each, before the first is finished.
     let mut clients: Vec<_> = (0..50)
         .map(|number| {
@@ -74,8 +70,7 @@ fn fifty_connections_at_once_are_all_served() {
 }
 
 fn a_download_and_an_upload_keep_their_checksums() {
-    let brig = Brig::new();
-    let address = brig.welcome("server", &[]);
+    let address = server::shared().address;
     let size = large();
     let mut data = vec![0; size as usize];
     pattern::fill(0, &mut data);
@@ -96,8 +91,7 @@ fn a_download_and_an_upload_keep_their_checksums() {
 }
 
 fn a_client_may_close_its_half_first() {
-    let brig = Brig::new();
-    let address = brig.welcome("server", &[]);
+    let address = server::shared().address;
     let mut stream = http::connect(address).unwrap();
     // Without a length the body ends where this half ends, and only then can the answer come.
     stream.write_all(b"POST /sha256 HTTP/1.1\r\n\r\nabc").unwrap();
@@ -110,20 +104,18 @@ fn a_client_may_close_its_half_first() {
 }
 
 fn a_server_may_close_its_half_first() {
-    let brig = Brig::new();
-    let address = brig.welcome("server", &[]);
-    let mut stream = http::connect(address).unwrap();
+    let server = server::shared();
+    let mut stream = http::connect(server.address).unwrap();
     stream.write_all(b"POST /half-close HTTP/1.1\r\n\r\n").unwrap();
     assert_eq!(http::read_answer(&mut stream).unwrap().status, 200);
     assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the server's half is closed");
     stream.write_all(&b"x".repeat(100_000)).unwrap();
     drop(stream);
-    brig.wait_for_log("server", "then read 100000 bytes");
+    server.brig.wait_for_log(server.name, "then read 100000 bytes");
 }
 
 fn a_stalled_reader_stalls_nobody_else() {
-    let brig = Brig::new();
-    let address = brig.welcome("server", &[]);
+    let address = server::shared().address;
     // More than all buffers on the way hold, and nobody reads it.
     let mut stalled = http::connect(address).unwrap();
     http::ask(&mut stalled, "/bytes/1000000000").unwrap();

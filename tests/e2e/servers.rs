@@ -20,7 +20,7 @@ tests! {
 }
 
 /// A dynamic server with its libraries takes seconds to start where KVM interprets the guest's kernel.
-const START_LIMIT: Duration = Duration::from_secs(120);
+const START_LIMIT: Duration = Duration::from_secs(300);
 
 fn nginx_serves_with_its_stock_configuration() {
     let brig = Brig::new();
@@ -59,7 +59,7 @@ fn nginx_serves_with_its_stock_configuration() {
     }
     // The access log is a link to standard output, the error log to standard error.
     brig.wait_for_log("web", "GET /missing HTTP/1.1\" 404");
-    brig.ok(&["stop", "web"]);
+    brig.ok(&["stop", "-t", "120", "web"]);
     let line = brig.ps_line("web").unwrap();
     assert!(line.contains("Exited (0)"), "{line}");
     brig.ok(&["rm", "web"]);

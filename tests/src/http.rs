@@ -9,7 +9,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 /// Most time without a byte. An answer from a guest on an emulated KVM with several guests beside it takes a while.
-pub const READ_LIMIT: Duration = Duration::from_secs(60);
+pub const READ_LIMIT: Duration = Duration::from_secs(180);
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]

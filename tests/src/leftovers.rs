@@ -14,7 +14,7 @@ use rustix::{
 use crate::brig::Brig;
 
 /// How long a process may take to end after the command that ended it has returned.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_secs(60);
 
 /// A process that belongs to a brig.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,6 +7,7 @@
 //! | [`machine`] | what the machine under the tests offers |
 //! | [`brig`] | a brig with directories of its own, and its commands |
 //! | [`store`] | the images, unpacked once and shared by all tests |
+//! | [`server`] | a running server, shared by the tests that only talk to it |
 //! | [`archive`] | image archives, good and damaged, made for a test |
 //! | [`host`] | commands on a host that lacks something: `/dev/kvm`, rights, space |
 //! | [`http`] | a client that does no more than a test tells it |
@@ -18,5 +19,6 @@ pub mod host;
 pub mod http;
 pub mod leftovers;
 pub mod machine;
+pub mod server;
 pub mod store;
 pub mod suite;

@@ -3,14 +3,14 @@
 use std::{
     fs, io,
     path::Path,
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use tempfile::TempDir;
 
 use crate::{brig::Brig, machine};
 
-static SHARED: OnceLock<Mutex<Option<TempDir>>> = OnceLock::new();
+static SHARED: Mutex<Option<TempDir>> = Mutex::new(None);
 
 /// Makes `root` a brig root that has the shared images.
 ///
@@ -27,9 +27,8 @@ pub fn remove() {
     drop(shared().take());
 }
 
-fn shared() -> std::sync::MutexGuard<'static, Option<TempDir>> {
-    let store = SHARED.get_or_init(|| Mutex::new(None));
-    store.lock().unwrap_or_else(PoisonError::into_inner)
+fn shared() -> MutexGuard<'static, Option<TempDir>> {
+    SHARED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn prepare() -> TempDir {

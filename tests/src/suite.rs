@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
-use crate::{machine::Need, store};
+use crate::{machine::Need, server, store};
 
 /// One test.
 #[derive(Clone, Copy)]
@@ -34,6 +34,7 @@ pub fn run(tests: impl IntoIterator<Item = Test>) -> ExitCode {
     let arguments = Arguments::from_args();
     let trials = tests.into_iter().map(trial).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
+    server::remove();
     store::remove();
     conclusion.exit_code()
 }
