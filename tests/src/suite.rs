@@ -1,7 +1,7 @@
 //! The runner: libtest's command line and summary, with tests that this machine cannot run counted as ignored and the
 //! reason shown in their name.
 
-use std::process::ExitCode;
+use std::{env, panic, process::ExitCode};
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -39,9 +39,22 @@ pub fn run(tests: impl IntoIterator<Item = Test>) -> ExitCode {
     conclusion.exit_code()
 }
 
+/// How often a test is run until it passes: once, or `$BRIG_TEST_TRIES` times where a shared machine can make any one
+/// of them fail. Each failure is printed.
+fn tries() -> u32 {
+    let tries = env::var("BRIG_TEST_TRIES").ok();
+    tries.and_then(|tries| tries.parse().ok()).unwrap_or(1).max(1)
+}
+
 fn trial(test: Test) -> Trial {
     let run = move || {
-        (test.run)();
+        for left in (0..tries()).rev() {
+            match panic::catch_unwind(test.run) {
+                Ok(()) => break,
+                Err(cause) if left == 0 => panic::resume_unwind(cause),
+                Err(_) => eprintln!("flaky: {} failed and is tried once more", test.name),
+            }
+        }
         Ok(())
     };
     match test.need.missing() {
