@@ -3,6 +3,7 @@
 
 PREFIX ?= /usr/local
 BRIG_LIB := build/lib/brig
+CARGO_TARGET_DIR ?= target
 
 .PHONY: help build demo test test-unit test-e2e test-rig bench-start fmt lint install uninstall clean
 
@@ -18,8 +19,8 @@ help:
 build:
 	tests/install-packages build
 	cargo build --locked --release -p brig -p brig-vmm
-	install -D -t build/bin target/release/brig
-	install -D -t $(BRIG_LIB) target/release/brig-vmm
+	install -D -t build/bin $(CARGO_TARGET_DIR)/release/brig
+	install -D -t $(BRIG_LIB) $(CARGO_TARGET_DIR)/release/brig-vmm
 	guest-agent/build $(BRIG_LIB)/initrd.cpio
 	images/welcome/build $(BRIG_LIB)/welcome.tar
 	kernel=$$(kernel-config/build) && install -D -m 644 "$$kernel" $(BRIG_LIB)/vmlinux
