@@ -295,6 +295,7 @@ fn message<'a>(
         disks.push(DiskConfig {
             segments,
             writable: disk.writable,
+            shown_bytes: None,
         });
     }
     let config = BootConfig {

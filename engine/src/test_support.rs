@@ -171,7 +171,7 @@ impl Player {
                 return None;
             }
             Command::Boot(config) => config,
-            Command::Connect { .. } => panic!("a connection before the boot"),
+            other => panic!("{other:?} before the boot"),
         };
         let control = fds.remove(usize::from(config.listeners[0].socket));
         let console = File::from(fds.remove(usize::from(config.console)));

@@ -190,6 +190,7 @@ impl Agent {
                 // There is no other process.
                 ToAgent::Signal { .. } => {}
                 ToAgent::Unpack(spec) => self.unpack(&spec)?,
+                ToAgent::Prepare(_) | ToAgent::Wake(_) => {}
                 ToAgent::Shutdown => {
                     self.shutting_down = true;
                     if let Some(process) = &self.process {

@@ -6,10 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::SandboxSpec;
+use crate::spec::{FileSpec, SandboxSpec};
 
 /// Version of these messages. The supervisor refuses an agent that says another.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Most bytes of a frame to the agent (the environment and the engine's files are in it).
 pub const TO_AGENT_BYTES: usize = 2 << 20;
@@ -27,6 +27,16 @@ pub enum ToAgent {
     /// Build the sandbox and start its first process, which becomes process 0. Answered by
     /// [`FromAgent::Started`] or [`FromAgent::StartFailed`], once.
     Start(Box<SandboxSpec>),
+    /// Do now what a later [`ToAgent::Start`] with a spec like this one will need and what does not depend on the image:
+    /// mount the writable disk of [`RootSpec::Disks`](crate::spec::RootSpec::Disks), make a process in its namespaces that
+    /// waits for the rest of the spec, with the spec's mounts, masked and read-only paths ready. The image's disk is an
+    /// empty slot still. Answered by [`FromAgent::Prepared`], or [`FromAgent::StartFailed`] when that is impossible. A
+    /// `Start` whose mounts or paths are others than these makes its process anew; one whose writable disk is another
+    /// mounts that one, and never touches the prepared one again, which may have become another disk since.
+    Prepare(Box<SandboxSpec>),
+    /// The guest has been restored from a snapshot: set the clock and reseed the kernel's random number generator before
+    /// anything else is done. Answered by [`FromAgent::Awake`]. Sent first after each restore.
+    Wake(WakeSpec),
     /// Send a signal to a process of the sandbox. Unanswered; a process that is gone is no error.
     Signal {
         /// The process; 0 is the first.
@@ -55,6 +65,10 @@ pub enum FromAgent {
         /// Microseconds from the kernel's start of its clock to this message.
         ready_us: u64,
     },
+    /// Answer to [`ToAgent::Prepare`]: nothing is in motion any more, and the guest may be saved.
+    Prepared,
+    /// Answer to [`ToAgent::Wake`]: clock and random numbers are those of a new guest.
+    Awake,
     /// The exec of a process succeeded.
     Started {
         /// The process; 0 is the first.
@@ -99,6 +113,40 @@ pub enum FromAgent {
         /// One line for the user.
         message: String,
     },
+}
+
+/// What a restored guest has to be told. A time stamp counter that a program can read tells the time to the microsecond,
+/// however long the message takes.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WakeSpec {
+    /// The guest's time stamp counter (`rdtsc` in the agent) at an instant …
+    pub tsc: u64,
+    /// … and `CLOCK_REALTIME` in nanoseconds at that instant.
+    pub realtime_ns: u64,
+    /// Frequency of that counter.
+    pub tsc_khz: u32,
+    /// Fresh random bytes of the host's for the kernel's generator.
+    pub seed: [u8; 32],
+    /// For a guest that was saved while a sandbox ran in it: who that sandbox is now.
+    pub identity: Option<Identity>,
+}
+
+/// What tells a sandbox from the one that it is a copy of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Host name, for the sandbox's UTS namespace.
+    pub hostname: String,
+    /// The engine's files with their new content; the paths are those of [`SandboxSpec::files`].
+    pub files: Vec<FileSpec>,
+}
+
+impl std::fmt::Debug for WakeSpec {
+    // The seed is a secret of the guest's.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WakeSpec")
+            .field("realtime_ns", &self.realtime_ns)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How a process ended.

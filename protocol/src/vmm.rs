@@ -25,6 +25,9 @@ pub const MEMORY_MIB_MIN: u32 = 64;
 /// Most guest memory, in MiB.
 pub const MEMORY_MIB_MAX: u32 = 256 << 10;
 
+/// Bytes that a guest is told an empty slot for a disk has: 16 TiB, more than any disk that will be put there.
+pub const SLOT_BYTES: u64 = 16 << 40;
+
 /// The descriptor number of the channel in a freshly started brig-vmm.
 pub const CHANNEL_FD: i32 = 3;
 
@@ -36,6 +39,15 @@ pub enum Command {
     /// Boot a guest, once in the life of a brig-vmm. Answered by [`Event::Booted`] or [`Event::Failed`]. `/dev/kvm` is
     /// descriptor 0 of the message.
     Boot(BootConfig),
+    /// In place of a boot: go on where a guest was saved. Answered by [`Event::Restored`] or [`Event::Failed`].
+    /// `/dev/kvm` is descriptor 0 of the message.
+    Restore(RestoreConfig),
+    /// Stop the guest between two instructions and save it. Answered by [`Event::Saved`] or [`Event::Failed`]; the guest
+    /// stands still from then on. Descriptor 0 is an empty file for the guest's memory, which becomes a sparse file as
+    /// long as the memory, descriptor 1 an empty file for everything else.
+    Save,
+    /// Let a saved guest run on. Unanswered.
+    Resume,
     /// Connect a stream to a vsock port of the guest and move bytes between it and the one descriptor that comes along:
     /// a connected, non-blocking stream socket or one end of a pipe. The header is sent first. When the guest
     /// refuses, the descriptor is closed.
@@ -79,6 +91,10 @@ pub struct DiskConfig {
     /// Whether the guest may write to it. Enforced in the device; descriptors of read-only disks are also opened
     /// read-only.
     pub writable: bool,
+    /// Bytes that the guest is told the disk has, a multiple of 512; `None`: as many as it has. A guest that is to be
+    /// saved with an empty slot (no segments) is told [`SLOT_BYTES`], so that nothing changes for it when a restore puts
+    /// a disk there: a request past the disk's real end fails.
+    pub shown_bytes: Option<u64>,
 }
 
 /// A piece of a [`DiskConfig`]: a whole file.
@@ -97,6 +113,49 @@ pub struct ListenerConfig {
     pub port: u32,
     /// The connected stream socket that the guest's one connection is joined with.
     pub socket: FdIndex,
+}
+
+/// A saved guest that goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreConfig {
+    /// What kind of KVM [`Event::Probed`] said this is.
+    pub kvm: KvmKind,
+    /// The memory that [`Command::Save`] wrote, open for reading. It must stay as it is as long as the guest runs; the
+    /// guest's writes do not reach it.
+    pub memory: FdIndex,
+    /// The other file that it wrote.
+    pub state: FdIndex,
+    /// As [`BootConfig::console`].
+    pub console: FdIndex,
+    /// As many as the saved guest had, each as writable as it was there.
+    pub disks: Vec<DiskConfig>,
+    /// The connections of the saved guest that go on with a new host end. All others are reset; what the saved guest had
+    /// sent on one that goes on, and its host end had not taken, comes first.
+    pub streams: Vec<RejoinConfig>,
+}
+
+/// A connection of a saved guest that goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejoinConfig {
+    /// Which one.
+    pub stream: SavedStream,
+    /// Its new host end, as in [`Command::Connect`] and [`ListenerConfig`].
+    pub socket: FdIndex,
+}
+
+/// How a connection is told from the others after a restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SavedStream {
+    /// The one that the guest opened to this port of the host.
+    ToHost {
+        /// Port of the host.
+        port: u32,
+    },
+    /// The one that [`Command::Connect`] opened with this header. Of several with the same, the first.
+    ToGuest {
+        /// See [`crate::stream::StreamHeader`].
+        header: [u8; HEADER_BYTES],
+    },
 }
 
 /// The two kinds of KVM that brig runs on.
@@ -124,6 +183,26 @@ pub enum Event {
         entry_ns: u64,
         /// Whether workarounds for an emulated KVM are active.
         workarounds: bool,
+    },
+    /// The vCPUs of a saved guest are about to run on.
+    Restored {
+        /// When brig-vmm's `main` began, in nanoseconds of `CLOCK_MONOTONIC`.
+        main_ns: u64,
+        /// When the first vCPU was about to enter the guest, likewise.
+        entry_ns: u64,
+        /// Whether workarounds for an emulated KVM are active.
+        workarounds: bool,
+        /// The guest's time stamp counter, as a program in it reads it, at an instant …
+        tsc: u64,
+        /// … and the host's `CLOCK_REALTIME` at that instant, in nanoseconds.
+        realtime_ns: u64,
+        /// Frequency of that counter.
+        tsc_khz: u32,
+    },
+    /// Answer to [`Command::Save`].
+    Saved {
+        /// Bytes of memory that are not holes in the file.
+        memory_bytes: u64,
     },
     /// The guest has stopped; brig-vmm ends after this.
     Stopped(StopReason),

@@ -131,7 +131,11 @@ fn add_disk(guest: &mut Guest, files: &str, writable: bool) -> Result<()> {
             length,
         });
     }
-    guest.config.disks.push(DiskConfig { segments, writable });
+    guest.config.disks.push(DiskConfig {
+        segments,
+        writable,
+        shown_bytes: None,
+    });
     Ok(())
 }
 

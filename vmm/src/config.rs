@@ -297,6 +297,7 @@ mod tests {
                     length: 8192,
                 }],
                 writable: true,
+                shown_bytes: None,
             }],
             listeners: vec![ListenerConfig {
                 port: 1024,

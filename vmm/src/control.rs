@@ -146,6 +146,9 @@ impl Session<'_> {
             (Command::Probe, Some(_)) => Err(ControlError::Unexpected("Probe after Boot")),
             (Command::Boot(_), Some(_)) => Err(ControlError::Unexpected("a second Boot")),
             (Command::Connect { .. }, None) => Err(ControlError::Unexpected("Connect before Boot")),
+            (Command::Restore(_) | Command::Save | Command::Resume, _) => {
+                Err(ControlError::Unexpected("snapshots are not there yet"))
+            }
         }
     }
 

@@ -185,6 +185,7 @@ fn disks_and_streams_work_in_a_guest() {
         guest.config.disks.push(DiskConfig {
             segments: vec![SegmentConfig { file, length }],
             writable,
+            shown_bytes: None,
         });
     }
     let (mut control, theirs) = UnixStream::pair().unwrap();
