@@ -1,5 +1,5 @@
-//! Turns a boot command and its descriptors into what a machine is built from. Everything that a supervisor says is
-//! checked here and nowhere else.
+//! Turns a boot or restore command and its descriptors into what a machine is built from. Everything that a supervisor says
+//! is checked here and nowhere else.
 
 use std::{
     collections::HashSet,
@@ -12,7 +12,8 @@ use std::{
 };
 
 use brig_protocol::vmm::{
-    BootConfig, DiskConfig, FdIndex, KvmKind, MEMORY_MIB_MAX, MEMORY_MIB_MIN, SegmentConfig, VCPUS_MAX,
+    BootConfig, DiskConfig, FdIndex, KvmKind, MEMORY_MIB_MAX, MEMORY_MIB_MIN, RestoreConfig, SavedStream,
+    SegmentConfig, VCPUS_MAX,
 };
 use kvm_ioctls::Kvm;
 use rustix::fs::{OFlags, SeekFrom, fcntl_getfl, fcntl_setfl, seek};
@@ -86,6 +87,9 @@ pub enum DiskError {
     /// Neither a regular file nor a block device, or not open for writing.
     #[error("Its descriptor is of the wrong kind")]
     Kind,
+    /// What the guest is told of its size is impossible.
+    #[error("A guest cannot be told that it has {0} bytes")]
+    ShownBytes(u64),
     /// Longer than any file.
     #[error("It is too large")]
     TooLarge,
@@ -116,9 +120,37 @@ pub struct MachineConfig {
     /// For the end of the command line.
     pub extra_command_line: String,
     /// Block devices in order.
-    pub disks: Vec<Disk>,
+    pub disks: Vec<Slot>,
     /// Ports that the guest may connect to.
     pub listeners: Vec<(u32, OwnedFd)>,
+}
+
+/// What a machine is restored from.
+#[derive(Debug)]
+pub struct RestoredMachineConfig {
+    /// `/dev/kvm`.
+    pub kvm: Kvm,
+    /// What kind of KVM it is.
+    pub kind: KvmKind,
+    /// The saved memory.
+    pub memory: File,
+    /// Everything else.
+    pub state: File,
+    /// Where the kernel's log goes; non-blocking.
+    pub console: OwnedFd,
+    /// Block devices in order.
+    pub disks: Vec<Slot>,
+    /// New host ends of saved connections.
+    pub streams: Vec<(SavedStream, OwnedFd)>,
+}
+
+/// A block device.
+#[derive(Debug)]
+pub struct Slot {
+    /// The disk in it.
+    pub disk: Disk,
+    /// Bytes that the guest is told it has.
+    pub shown_bytes: u64,
 }
 
 /// The descriptors of a message, each to be taken once.
@@ -187,6 +219,41 @@ impl MachineConfig {
     }
 }
 
+impl RestoredMachineConfig {
+    /// Checks `config`, whose descriptors are `fds`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] says what is wrong.
+    pub fn new(config: RestoreConfig, fds: Vec<OwnedFd>) -> Result<Self, ConfigError> {
+        if config.disks.len() > DISKS_MAX {
+            return Err(ConfigError::Disks(config.disks.len()));
+        }
+        let mut fds = Descriptors(fds.into_iter().map(Some).collect());
+        Ok(Self {
+            kvm: kvm(fds.take(0)?),
+            kind: config.kvm,
+            memory: File::from(fds.take(config.memory)?),
+            state: File::from(fds.take(config.state)?),
+            console: non_blocking(fds.take(config.console)?)?,
+            disks: disks(config.disks, &mut fds)?,
+            streams: config
+                .streams
+                .iter()
+                .map(|rejoin| Ok((rejoin.stream, fds.take(rejoin.socket)?)))
+                .collect::<Result<_, ConfigError>>()?,
+        })
+    }
+}
+
+/// Takes the two files of a [`brig_protocol::vmm::Command::Save`]: memory and state.
+///
+/// # Errors
+/// [`ConfigError::Descriptor`].
+pub fn take_save_files(fds: Vec<OwnedFd>) -> Result<(File, File), ConfigError> {
+    let mut fds = Descriptors(fds.into_iter().map(Some).collect());
+    Ok((File::from(fds.take(0)?), File::from(fds.take(1)?)))
+}
+
 fn listeners(
     configs: &[brig_protocol::vmm::ListenerConfig],
     fds: &mut Descriptors,
@@ -204,7 +271,7 @@ fn listeners(
         .collect()
 }
 
-fn disks(configs: Vec<DiskConfig>, fds: &mut Descriptors) -> Result<Vec<Disk>, ConfigError> {
+fn disks(configs: Vec<DiskConfig>, fds: &mut Descriptors) -> Result<Vec<Slot>, ConfigError> {
     configs
         .into_iter()
         .enumerate()
@@ -214,9 +281,18 @@ fn disks(configs: Vec<DiskConfig>, fds: &mut Descriptors) -> Result<Vec<Disk>, C
                 .iter()
                 .map(|segment| fds.take(segment.file).map(File::from))
                 .collect::<Result<Vec<_>, _>>()?;
-            disk(&config, files).map_err(|source| ConfigError::Disk { index, source })
+            slot(&config, files).map_err(|source| ConfigError::Disk { index, source })
         })
         .collect()
+}
+
+fn slot(config: &DiskConfig, files: Vec<File>) -> Result<Slot, DiskError> {
+    let disk = disk(config, files)?;
+    let shown_bytes = config.shown_bytes.unwrap_or(disk.bytes());
+    if !shown_bytes.is_multiple_of(SECTOR_BYTES) || i64::try_from(shown_bytes).is_err() {
+        return Err(DiskError::ShownBytes(shown_bytes));
+    }
+    Ok(Slot { disk, shown_bytes })
 }
 
 fn disk(config: &DiskConfig, files: Vec<File>) -> Result<Disk, DiskError> {
@@ -229,6 +305,7 @@ fn disk(config: &DiskConfig, files: Vec<File>) -> Result<Disk, DiskError> {
         return Disk::read_only(parts).ok_or(DiskError::TooLarge);
     }
     match (parts.pop(), parts.is_empty()) {
+        (None, _) if config.shown_bytes.is_some() => Ok(Disk::empty_slot()),
         (Some((file, length)), true) if length % SECTOR_BYTES == 0 => Ok(Disk::writable(file, length)),
         (Some((_, length)), true) => Err(DiskError::Sectors(length)),
         (last, _) => Err(DiskError::Segments(parts.len() + usize::from(last.is_some()))),
@@ -330,7 +407,7 @@ mod tests {
         let machine = MachineConfig::new(config, fds).unwrap();
         assert_eq!(machine.initrd_bytes, 77);
         assert_eq!(machine.memory_bytes, 128 << 20);
-        assert_eq!(machine.disks[0].bytes(), 8192);
+        assert_eq!(machine.disks[0].disk.bytes(), 8192);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 
 use brig_protocol::{
     channel::{self, ChannelError},
-    vmm::{BootConfig, Command, Event, StopReason},
+    vmm::{BootConfig, Command, Event, RestoreConfig, StopReason},
 };
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -16,11 +16,11 @@ use rustix::{
 };
 
 use crate::{
-    config::{self, ConfigError, MachineConfig},
+    config::{self, ConfigError, MachineConfig, RestoredMachineConfig},
     devices::virtio::lock,
     jail,
     kvm::probe::{self, ProbeError},
-    machine::{Machine, MachineError, RunningMachine},
+    machine::{Machine, MachineError, Restored, RunningMachine, SaveError},
 };
 
 /// Why serving the channel ended early. The supervisor has been told, where that was possible.
@@ -40,7 +40,13 @@ pub enum ControlError {
     Config(#[from] ConfigError),
     /// The machine could not be built.
     #[error("Cannot boot")]
-    Machine(#[from] MachineError),
+    Machine(#[source] MachineError),
+    /// The saved machine could not be restored.
+    #[error("Cannot restore")]
+    Restore(#[source] MachineError),
+    /// The machine could not be saved.
+    #[error("Cannot save the guest")]
+    Save(#[from] SaveError),
     /// The process could not be walled off.
     #[error("Cannot enter the jail")]
     Jail(#[source] io::Error),
@@ -143,26 +149,58 @@ impl Session<'_> {
                 lock(machine.vsock()).connect(port, &header, stream);
                 Ok(())
             }
+            (Command::Restore(config), None) => self.restore(config, fds),
+            (Command::Save, Some(machine)) => {
+                let (memory, state) = config::take_save_files(fds)?;
+                let memory_bytes = machine.save(&memory, &state)?;
+                self.send(&Event::Saved { memory_bytes })
+            }
+            (Command::Resume, Some(machine)) => {
+                machine.resume();
+                Ok(())
+            }
             (Command::Probe, Some(_)) => Err(ControlError::Unexpected("Probe after Boot")),
-            (Command::Boot(_), Some(_)) => Err(ControlError::Unexpected("a second Boot")),
-            (Command::Connect { .. }, None) => Err(ControlError::Unexpected("Connect before Boot")),
-            (Command::Restore(_) | Command::Save | Command::Resume, _) => {
-                Err(ControlError::Unexpected("snapshots are not there yet"))
+            (Command::Boot(_) | Command::Restore(_), Some(_)) => {
+                Err(ControlError::Unexpected("a second guest"))
+            }
+            (Command::Connect { .. } | Command::Save | Command::Resume, None) => {
+                Err(ControlError::Unexpected("no guest yet"))
             }
         }
     }
 
     fn boot(&mut self, config: BootConfig, fds: Vec<OwnedFd>) -> Result<(), ControlError> {
-        let machine = Machine::new(MachineConfig::new(config, fds)?)?;
+        let machine = Machine::new(MachineConfig::new(config, fds)?).map_err(ControlError::Machine)?;
         jail::enter().map_err(ControlError::Jail)?;
         let workarounds = machine.has_workarounds();
         let entry_ns = monotonic_ns();
-        let machine = machine.start()?;
+        let machine = machine.start().map_err(ControlError::Machine)?;
         self.machine = Some(machine);
         self.send(&Event::Booted {
             main_ns: self.main_ns,
             entry_ns,
             workarounds,
+        })
+    }
+
+    fn restore(&mut self, config: RestoreConfig, fds: Vec<OwnedFd>) -> Result<(), ControlError> {
+        let Restored {
+            machine,
+            tsc,
+            realtime_ns,
+            tsc_khz,
+        } = Machine::restore(RestoredMachineConfig::new(config, fds)?).map_err(ControlError::Restore)?;
+        jail::enter().map_err(ControlError::Jail)?;
+        let workarounds = machine.has_workarounds();
+        let entry_ns = monotonic_ns();
+        self.machine = Some(machine.start().map_err(ControlError::Restore)?);
+        self.send(&Event::Restored {
+            main_ns: self.main_ns,
+            entry_ns,
+            workarounds,
+            tsc,
+            realtime_ns,
+            tsc_khz,
         })
     }
 

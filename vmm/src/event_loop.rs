@@ -19,7 +19,10 @@ use rustix::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::devices::virtio::{SharedDevice, lock};
+use crate::{
+    devices::virtio::{SharedDevice, lock},
+    pause::Gate,
+};
 
 /// Events that are taken from the kernel at once.
 const BATCH: usize = 64;
@@ -113,21 +116,21 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Starts the thread. It runs until the process ends.
+    /// Starts the thread. It runs until the process ends, and works only while `gate` is open.
     ///
     /// # Errors
     /// Those of creating a thread.
-    pub fn spawn(self, name: &str) -> io::Result<()> {
+    pub fn spawn(self, name: &str, gate: Arc<Gate>) -> io::Result<()> {
         thread::Builder::new().name(name.to_owned()).spawn(move || {
             loop {
-                self.serve(None);
+                self.serve(None, &gate);
             }
         })?;
         Ok(())
     }
 
     /// Waits for events, at most for `timeout`, and serves them. False when none came.
-    pub(crate) fn serve(&self, timeout: Option<&Timespec>) -> bool {
+    pub(crate) fn serve(&self, timeout: Option<&Timespec>, gate: &Gate) -> bool {
         let mut events = [Event {
             flags: EventFlags::empty(),
             data: EventData::new_u64(0),
@@ -138,6 +141,8 @@ impl EventLoop {
             // The descriptor is valid and the buffer is ours: nothing else is left to fail.
             Err(e) => panic!("epoll_wait: {e}"),
         };
+        // What is not served before the guest is saved is looked for when it is restored, see `MmioTransport::restore`.
+        let _inside = gate.pass();
         for event in &events[..count] {
             let (flags, data) = (event.flags, event.data.u64());
             // A device that has been registered stays.

@@ -10,6 +10,8 @@
 //! | [`kvm`] | the hypervisor interface of Linux |
 //! | [`emulate`] | what a KVM without hardware virtualization lacks |
 //! | [`devices`] | serial port, reset line, virtio devices |
+//! | [`snapshot`] | the state file of a saved guest |
+//! | [`pause`] | what brings vCPUs and device threads to a halt |
 //! | [`event_loop`] | the threads that serve queues and streams |
 //! | [`stop`] | the end of the guest |
 //! | [`jail`] | what the process gives up |
@@ -28,4 +30,6 @@ pub mod kvm;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod pause;
+pub mod snapshot;
 pub mod stop;

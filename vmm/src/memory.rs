@@ -1,11 +1,17 @@
-//! The guest's memory: one memfd, mapped once, shown to KVM as one or two slots around the hole for devices.
+//! The guest's memory: one file, mapped once, shown to KVM as one or two slots around the hole for devices. The file is a
+//! memfd, or the saved memory of a guest, of which each restored guest has a private copy-on-write mapping.
 
-use std::{fs::File, io, os::fd::AsFd, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    os::{fd::AsFd, unix::fs::FileExt},
+    sync::Arc,
+};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionCollectionError, GuestRegionMmap, MmapRegion, mmap::MmapRegionError,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionCollectionError, GuestRegionMmap, MemoryRegionAddress, MmapRegion, mmap::MmapRegionError,
 };
 
 use crate::layout::{DEVICE_HOLE_END, DEVICE_HOLE_START};
@@ -22,6 +28,17 @@ pub enum MemoryError {
     /// mmap(2) failed.
     #[error("Cannot map the guest's memory")]
     Map(#[source] MmapRegionError),
+    /// The saved memory has another size than the guest.
+    #[error("The file of the saved memory has {file} bytes, not {memory}")]
+    Length {
+        /// Bytes of the file.
+        file: u64,
+        /// Bytes of the guest's memory.
+        memory: u64,
+    },
+    /// Saving failed.
+    #[error("Cannot write the guest's memory")]
+    Save(#[source] io::Error),
     /// The regions do not fit together.
     #[error("Cannot lay out the guest's memory")]
     Layout(#[source] GuestRegionCollectionError),
@@ -32,11 +49,35 @@ pub enum MemoryError {
 /// # Errors
 /// [`MemoryError`] when the memfd cannot be made or mapped.
 pub fn create(bytes: u64) -> Result<Arc<Memory>, MemoryError> {
-    let file = Arc::new(backing_file(bytes).map_err(MemoryError::File)?);
+    let file = backing_file(bytes).map_err(MemoryError::File)?;
+    lay_out(file, bytes, libc::MAP_SHARED)
+}
+
+/// Memory with the content of `saved`, which [`save`] wrote from a guest with `bytes` of memory. Pages are shared with all
+/// others who use the file until they are written to; the file itself is never changed.
+///
+/// # Errors
+/// [`MemoryError::Length`] for a file of another size, [`MemoryError::Map`].
+pub fn restore(saved: File, bytes: u64) -> Result<Arc<Memory>, MemoryError> {
+    let file = saved.metadata().map_err(MemoryError::File)?.len();
+    if file != bytes {
+        return Err(MemoryError::Length { file, memory: bytes });
+    }
+    lay_out(saved, bytes, libc::MAP_PRIVATE)
+}
+
+fn lay_out(file: File, bytes: u64, sharing: i32) -> Result<Arc<Memory>, MemoryError> {
+    let file = Arc::new(file);
     let low = bytes.min(DEVICE_HOLE_START);
-    let mut regions = vec![map(&file, 0, low, GuestAddress(0))?];
+    let mut regions = vec![map(&file, 0, low, GuestAddress(0), sharing)?];
     if bytes > low {
-        regions.push(map(&file, low, bytes - low, GuestAddress(DEVICE_HOLE_END))?);
+        regions.push(map(
+            &file,
+            low,
+            bytes - low,
+            GuestAddress(DEVICE_HOLE_END),
+            sharing,
+        )?);
     }
     Ok(Arc::new(
         Memory::from_regions(regions).map_err(MemoryError::Layout)?,
@@ -59,17 +100,112 @@ fn map(
     offset: u64,
     bytes: u64,
     base: GuestAddress,
+    sharing: i32,
 ) -> Result<GuestRegionMmap, MemoryError> {
-    // A restored guest will map its snapshot MAP_PRIVATE in place of this.
     let region = MmapRegion::build(
         Some(FileOffset::from_arc(Arc::clone(file), offset)),
         bytes as usize,
         libc::PROT_READ | libc::PROT_WRITE,
-        libc::MAP_SHARED | libc::MAP_NORESERVE,
+        sharing | libc::MAP_NORESERVE,
     )
     .map_err(MemoryError::Map)?;
     // `base + bytes` cannot overflow: the sizes are bounded by `MEMORY_MIB_MAX`.
     GuestRegionMmap::new(region, base).ok_or(MemoryError::Layout(GuestRegionCollectionError::NoMemoryRegion))
+}
+
+/// Bytes that are looked at together when memory is saved.
+const SAVE_BYTES: usize = 64 * PAGE_BYTES;
+
+const PAGE_BYTES: usize = 4096;
+
+/// Writes the memory of a guest that stands still to `file`, which is empty: a hole for each page of zeros, so that the file
+/// is as long as the memory and takes no more space than is used. Returns the bytes that are not holes.
+///
+/// # Errors
+/// [`MemoryError::Save`].
+pub fn save(memory: &Memory, file: &File) -> Result<u64, MemoryError> {
+    let mut written = 0;
+    let mut offset = 0;
+    for region in memory.iter() {
+        written += save_region(region, file, offset).map_err(MemoryError::Save)?;
+        offset += region.len();
+    }
+    ftruncate(file, offset).map_err(|e| MemoryError::Save(e.into()))?;
+    Ok(written)
+}
+
+fn save_region(region: &GuestRegionMmap, file: &File, start: u64) -> io::Result<u64> {
+    let bytes = region.size();
+    let mut buffer = vec![0; SAVE_BYTES];
+    let mut resident = [0; SAVE_BYTES / PAGE_BYTES];
+    let mut written = 0;
+    for offset in (0..bytes).step_by(SAVE_BYTES) {
+        let length = SAVE_BYTES.min(bytes - offset);
+        let pages = length / PAGE_BYTES;
+        find_resident(region, offset, length, &mut resident[..pages])?;
+        if resident[..pages].iter().all(|&page| page & 1 == 0) {
+            continue;
+        }
+        let buffer = &mut buffer[..length];
+        region
+            .read_slice(buffer, MemoryRegionAddress(offset as u64))
+            .map_err(io::Error::other)?;
+        for run in used_runs(buffer) {
+            file.write_all_at(&buffer[run.clone()], start + (offset + run.start) as u64)?;
+            written += run.len() as u64;
+        }
+    }
+    Ok(written)
+}
+
+/// Marks the pages that may hold something in bit 0 of `pages`: what is neither mapped, nor in the page cache of the file
+/// behind the mapping, nor data of that file on disk has never been written.
+fn find_resident(region: &GuestRegionMmap, offset: usize, length: usize, pages: &mut [u8]) -> io::Result<()> {
+    if let Some(file) = region.file_offset()
+        && region.flags() & libc::MAP_PRIVATE != 0
+        && has_data(file.file(), file.start() + offset as u64, length as u64)?
+    {
+        pages.fill(1);
+        return Ok(());
+    }
+    // SAFETY: the range lies in the region's live mapping, and `pages` has a byte for each of its pages.
+    let result = unsafe {
+        libc::mincore(
+            region.as_ptr().wrapping_add(offset).cast(),
+            length,
+            pages.as_mut_ptr(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Whether a part of a file is not all hole (lseek(2), `SEEK_DATA`).
+fn has_data(file: &File, offset: u64, length: u64) -> io::Result<bool> {
+    match rustix::fs::seek(file, SeekFrom::Data(offset)) {
+        Ok(data) => Ok(data < offset + length),
+        Err(rustix::io::Errno::NXIO) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The stretches of `bytes` that consist of pages with something other than zeros.
+fn used_runs(bytes: &[u8]) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        let is_zero = |at: usize| bytes[at..at + PAGE_BYTES].iter().all(|&byte| byte == 0);
+        while next < bytes.len() && is_zero(next) {
+            next += PAGE_BYTES;
+        }
+        let start = next;
+        while next < bytes.len() && !is_zero(next) {
+            next += PAGE_BYTES;
+        }
+        (start < next).then_some(start..next)
+    })
 }
 
 /// The memory file and the offset in it at which the mapped byte at `address` lies.
@@ -79,6 +215,11 @@ pub fn backing(memory: &Memory, address: *const u8) -> Option<(&File, u64)> {
         let file = region.file_offset()?;
         (offset < region.size()).then(|| (file.file(), file.start() + offset as u64))
     })
+}
+
+/// Bytes of the guest's memory.
+pub fn total(memory: &Memory) -> u64 {
+    memory.iter().map(GuestMemoryRegion::len).sum()
 }
 
 /// First byte after the RAM below the hole for devices.

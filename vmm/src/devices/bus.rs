@@ -6,7 +6,11 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::{i8042::KeyboardController, serial::SerialPort, virtio::mmio::MmioTransport};
+use super::{
+    i8042::KeyboardController,
+    serial::{SerialPort, SerialPortState},
+    virtio::mmio::{MmioTransport, RestoreError, TransportState},
+};
 use crate::layout::{VIRTIO_MMIO, VIRTIO_MMIO_BYTES};
 
 /// Ports of the first serial port.
@@ -72,6 +76,31 @@ impl Bus {
         if let Some((mut transport, offset)) = self.transport(address) {
             transport.write(offset, data);
         }
+    }
+
+    /// The registers of all devices. Nobody works on any of them meanwhile.
+    pub fn save(&self) -> (SerialPortState, Vec<TransportState>) {
+        self.flush_console();
+        let transports = self
+            .transports
+            .iter()
+            .map(|transport| lock(transport).save())
+            .collect();
+        (lock(&self.serial).save(), transports)
+    }
+
+    /// Gives the virtio devices the registers of saved ones, see [`MmioTransport::restore`].
+    ///
+    /// # Errors
+    /// [`RestoreError`], also when there were more or fewer.
+    pub fn restore_transports(&self, states: &[TransportState]) -> Result<(), RestoreError> {
+        if states.len() != self.transports.len() {
+            return Err(RestoreError::Queues);
+        }
+        self.transports
+            .iter()
+            .zip(states)
+            .try_for_each(|(transport, state)| lock(transport).restore(state))
     }
 
     /// Writes out what the kernel has printed of its last line.

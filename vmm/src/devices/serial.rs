@@ -6,7 +6,11 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use vm_superio::{Serial, Trigger, serial::NoEvents};
+use serde::{Deserialize, Serialize};
+use vm_superio::{
+    Serial, SerialState, Trigger,
+    serial::{Error as SerialError, NoEvents},
+};
 use vmm_sys_util::eventfd::EventFd;
 
 /// A longer line is written in pieces.
@@ -58,6 +62,21 @@ impl Write for Console {
     }
 }
 
+/// The registers of a port, by the names of the 16550's data sheet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialPortState {
+    baud_divisor_low: u8,
+    baud_divisor_high: u8,
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    in_buffer: Vec<u8>,
+}
+
 /// The serial port.
 #[derive(Debug)]
 pub struct SerialPort(Serial<SerialInterrupt, NoEvents, Console>);
@@ -70,6 +89,51 @@ impl SerialPort {
             line: Vec::with_capacity(LINE_BYTES),
         };
         Self(Serial::new(SerialInterrupt(interrupt), console))
+    }
+
+    /// A port as it was saved.
+    ///
+    /// # Errors
+    /// When the saved input is longer than any port holds.
+    pub fn restore(
+        state: &SerialPortState,
+        interrupt: EventFd,
+        pipe: OwnedFd,
+    ) -> Result<Self, SerialError<io::Error>> {
+        let console = Console {
+            pipe: File::from(pipe),
+            line: Vec::with_capacity(LINE_BYTES),
+        };
+        let state = SerialState {
+            baud_divisor_low: state.baud_divisor_low,
+            baud_divisor_high: state.baud_divisor_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.in_buffer.clone(),
+        };
+        Serial::from_state(&state, SerialInterrupt(interrupt), NoEvents, console).map(Self)
+    }
+
+    /// The registers. What the guest has printed of its last line is not among them: [`SerialPort::flush`] it before.
+    pub fn save(&self) -> SerialPortState {
+        let state = self.0.state();
+        SerialPortState {
+            baud_divisor_low: state.baud_divisor_low,
+            baud_divisor_high: state.baud_divisor_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.in_buffer,
+        }
     }
 
     /// Reads register `offset`, 0 to 7.

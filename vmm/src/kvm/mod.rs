@@ -4,12 +4,15 @@
 //! |---|---|
 //! | [`Vm`] | the virtual machine: memory slots, interrupt controllers, notifications |
 //! | [`vcpu`] | one virtual processor: its first state, its run loop |
+//! | [`vcpu_state`], [`vm_state`] | what KVM knows of a guest, saved and restored |
 //! | [`cpuid`] | what the guest is told about its processor |
 //! | [`probe`] | tells a standard KVM from an emulated one |
 
 pub mod cpuid;
 pub mod probe;
 pub mod vcpu;
+pub mod vcpu_state;
+pub mod vm_state;
 
 use std::sync::Arc;
 
@@ -44,6 +47,14 @@ pub enum KvmError {
     /// The list of CPUID leaves does not fit into KVM's limit.
     #[error("Too many CPUID leaves")]
     Cpuid,
+    /// A saved register has a value that this KVM does not take.
+    #[error("KVM does not take the value {value:#x} of MSR {index:#x}")]
+    Msr {
+        /// Number of the MSR.
+        index: u32,
+        /// The saved value.
+        value: u64,
+    },
 }
 
 /// Names the ioctl of a failed request.

@@ -1,6 +1,6 @@
 //! One virtual processor: its first state, and the loop that runs it and answers its exits.
 
-use std::sync::Arc;
+use std::{ops::ControlFlow, sync::Arc};
 
 use brig_protocol::vmm::StopReason;
 use kvm_bindings::{
@@ -9,8 +9,11 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::{KvmError, Vm, cpuid, failed};
-use crate::{boot::long_mode, devices::bus::Bus, emulate::Emulator, stop::Stop};
+use super::{
+    KvmError, Vm, cpuid, failed,
+    vcpu_state::{self, VcpuState},
+};
+use crate::{boot::long_mode, devices::bus::Bus, emulate::Emulator, pause::Brake, stop::Stop};
 
 /// Lets `rep movs` and `rep stos` work by whole cache lines (Intel SDM, volume 4).
 const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
@@ -33,6 +36,11 @@ pub struct Vcpu {
     bus: Arc<Bus>,
     stop: Arc<Stop>,
     emulator: Option<Emulator>,
+    /// The leaves that it was given.
+    cpuid: Vec<kvm_cpuid_entry2>,
+    brake: Brake,
+    /// What is read when it stands still.
+    saved_msrs: Arc<[u32]>,
     /// Keeps the guest's memory mapped for as long as `fd` can run.
     _vm: Arc<Vm>,
 }
@@ -50,6 +58,10 @@ pub struct Shared {
     pub bus: Arc<Bus>,
     /// Where the end of the guest is reported.
     pub stop: Arc<Stop>,
+    /// What brings them to a halt.
+    pub brake: Brake,
+    /// The MSRs of [`super::vcpu_state::saved_msrs`].
+    pub saved_msrs: Arc<[u32]>,
 }
 
 impl Vcpu {
@@ -58,21 +70,57 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError`].
     pub fn new(shared: &Shared, index: u8, emulator: Option<Emulator>) -> Result<Self, KvmError> {
-        let fd = shared.vm.create_vcpu(index)?;
         let leaves = cpuid::for_vcpu(&shared.cpuid, index, shared.count)?;
+        let vcpu = Self::without_state(shared, index, emulator, leaves.as_slice())?;
+        let fd = &vcpu.fd;
         fd.set_cpuid2(&leaves).map_err(failed("KVM_SET_CPUID2"))?;
-        set_msrs(&fd)?;
-        set_local_interrupts(&fd)?;
+        set_msrs(fd)?;
+        set_local_interrupts(fd)?;
         fd.set_fpu(&long_mode::floating_point())
             .map_err(failed("KVM_SET_FPU"))?;
+        Ok(vcpu)
+    }
+
+    /// Makes vCPU `index` with a saved state.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn restore(
+        shared: &Shared,
+        index: u8,
+        emulator: Option<Emulator>,
+        state: &VcpuState,
+    ) -> Result<Self, KvmError> {
+        let vcpu = Self::without_state(shared, index, emulator, state.cpuid())?;
+        state.write(&vcpu.fd)?;
+        Ok(vcpu)
+    }
+
+    fn without_state(
+        shared: &Shared,
+        index: u8,
+        emulator: Option<Emulator>,
+        cpuid: &[kvm_cpuid_entry2],
+    ) -> Result<Self, KvmError> {
         Ok(Self {
-            fd,
+            fd: shared.vm.create_vcpu(index)?,
             index,
             bus: Arc::clone(&shared.bus),
             stop: Arc::clone(&shared.stop),
             emulator,
+            cpuid: cpuid.to_vec(),
+            brake: shared.brake.clone(),
+            saved_msrs: Arc::clone(&shared.saved_msrs),
             _vm: Arc::clone(&shared.vm),
         })
+    }
+
+    /// The time stamp counter as a program in the guest reads it.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn tsc(&self) -> Result<u64, KvmError> {
+        vcpu_state::read_tsc(&self.fd)
     }
 
     /// Lets this vCPU, the first, begin at `entry` in long mode.
@@ -99,55 +147,92 @@ impl Vcpu {
 
     /// Runs the guest until it stops, then reports why.
     pub fn run(mut self) {
-        let reason = self.run_until_stopped();
+        let reason = loop {
+            if self.brake.is_wanted() {
+                match self.finish_exit() {
+                    ControlFlow::Continue(()) => {}
+                    ControlFlow::Break(reason) => break reason,
+                }
+                self.brake.stand(
+                    self.index,
+                    VcpuState::read(&self.fd, &self.saved_msrs, &self.cpuid),
+                );
+            } else if let ControlFlow::Break(reason) = self.run_once() {
+                break reason;
+            }
+        };
         self.stop.request(reason);
     }
 
-    fn run_until_stopped(&mut self) -> StopReason {
+    /// Lets KVM take over the answer to the last exit without a further instruction of the guest's: until then registers
+    /// are not what they will be (api.rst, "The kvm_run structure", on KVM_EXIT_IO and KVM_EXIT_MMIO).
+    fn finish_exit(&mut self) -> ControlFlow<StopReason> {
         loop {
-            let emulate = match self.fd.run() {
-                Ok(VcpuExit::IoOut(port, data)) => {
-                    if self.bus.port_write(port, data).is_break() {
-                        return StopReason::Reset;
-                    }
-                    false
-                }
-                Ok(VcpuExit::IoIn(port, data)) => {
-                    self.bus.port_read(port, data);
-                    false
-                }
-                Ok(VcpuExit::MmioRead(address, data)) => {
-                    self.bus.memory_read(address, data);
-                    false
-                }
-                Ok(VcpuExit::MmioWrite(address, data)) => {
-                    self.bus.memory_write(address, data);
-                    false
-                }
-                Ok(VcpuExit::Shutdown) => return StopReason::Reset,
-                Ok(VcpuExit::SystemEvent(
-                    KVM_SYSTEM_EVENT_RESET | KVM_SYSTEM_EVENT_SHUTDOWN | KVM_SYSTEM_EVENT_CRASH,
-                    _,
-                )) => return StopReason::Reset,
-                Ok(VcpuExit::InternalError) => true,
-                Ok(VcpuExit::Intr) => false,
-                Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => false,
-                Ok(exit) => {
-                    let what = format!("{exit:?}");
-                    return self.failure(&what);
-                }
-                Err(e) => return self.failure(&format!("KVM_RUN: {e}")),
-            };
-            if emulate {
-                let error = internal_error(&mut self.fd);
-                let Some(emulator) = &self.emulator else {
-                    return self.failure(&error);
-                };
-                if let Err(e) = emulator.step(&self.fd) {
-                    return self.failure(&format!("{error}: {e}"));
-                }
+            self.fd.set_kvm_immediate_exit(1);
+            let result = self.run_once();
+            self.fd.set_kvm_immediate_exit(0);
+            match result {
+                // Interrupted: KVM has nothing more to finish.
+                ControlFlow::Continue(true) => return ControlFlow::Continue(()),
+                // It had, and that was the next part of the same instruction.
+                ControlFlow::Continue(false) => {}
+                ControlFlow::Break(reason) => return ControlFlow::Break(reason),
             }
         }
+    }
+
+    /// Enters the guest and answers its exit; says whether it was interrupted.
+    fn run_once(&mut self) -> ControlFlow<StopReason, bool> {
+        let mut interrupted = false;
+        let emulate = match self.fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                if self.bus.port_write(port, data).is_break() {
+                    return ControlFlow::Break(StopReason::Reset);
+                }
+                false
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                self.bus.port_read(port, data);
+                false
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                self.bus.memory_read(address, data);
+                false
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                self.bus.memory_write(address, data);
+                false
+            }
+            Ok(VcpuExit::Shutdown) => return ControlFlow::Break(StopReason::Reset),
+            Ok(VcpuExit::SystemEvent(
+                KVM_SYSTEM_EVENT_RESET | KVM_SYSTEM_EVENT_SHUTDOWN | KVM_SYSTEM_EVENT_CRASH,
+                _,
+            )) => return ControlFlow::Break(StopReason::Reset),
+            Ok(VcpuExit::InternalError) => true,
+            Ok(VcpuExit::Intr) => {
+                interrupted = true;
+                false
+            }
+            Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
+                interrupted = true;
+                false
+            }
+            Ok(exit) => {
+                let what = format!("{exit:?}");
+                return ControlFlow::Break(self.failure(&what));
+            }
+            Err(e) => return ControlFlow::Break(self.failure(&format!("KVM_RUN: {e}"))),
+        };
+        if emulate {
+            let error = internal_error(&mut self.fd);
+            let Some(emulator) = &self.emulator else {
+                return ControlFlow::Break(self.failure(&error));
+            };
+            if let Err(e) = emulator.step(&self.fd) {
+                return ControlFlow::Break(self.failure(&format!("{error}: {e}")));
+            }
+        }
+        ControlFlow::Continue(interrupted)
     }
 
     /// One line on why this vCPU cannot go on, with the registers that say where.

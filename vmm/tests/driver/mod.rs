@@ -14,7 +14,10 @@ use std::{
 
 use brig_protocol::{
     channel::{self, ChannelError},
-    vmm::{BootConfig, CHANNEL_FD, Command, Event, FdIndex, KvmKind},
+    vmm::{
+        BootConfig, CHANNEL_FD, Command, DiskConfig, Event, FdIndex, KvmKind, RejoinConfig, RestoreConfig,
+        SavedStream, SegmentConfig,
+    },
 };
 
 /// A brig-vmm and the channel to it. It ends when this is dropped.
@@ -87,6 +90,86 @@ impl Vmm {
         let fds: Vec<_> = guest.fds.iter().map(AsFd::as_fd).collect();
         self.send(&Command::Boot(guest.config), &fds)?;
         self.event()
+    }
+}
+
+#[allow(dead_code)]
+impl Vmm {
+    /// Saves the guest, which stands still then.
+    pub fn save(&self, saved: &Saved) -> Result<Event, ChannelError> {
+        self.send(&Command::Save, &[saved.memory.as_fd(), saved.state.as_fd()])?;
+        self.event()
+    }
+
+    /// Restores a guest.
+    pub fn restore(&self, guest: Restored) -> Result<Event, ChannelError> {
+        let fds: Vec<_> = guest.fds.iter().map(AsFd::as_fd).collect();
+        self.send(&Command::Restore(guest.config), &fds)?;
+        self.event()
+    }
+}
+
+/// The files of a saved guest.
+#[allow(dead_code)]
+pub struct Saved {
+    /// Memory.
+    pub memory: File,
+    /// Everything else.
+    pub state: File,
+}
+
+/// A restore command in the making.
+#[allow(dead_code)]
+pub struct Restored {
+    /// The command.
+    pub config: RestoreConfig,
+    fds: Vec<OwnedFd>,
+}
+
+#[allow(dead_code)]
+impl Restored {
+    /// A guest that goes on from `saved`; its console is the reader that is returned.
+    pub fn new(kvm: &File, kind: KvmKind, saved: &Saved) -> io::Result<(Self, io::PipeReader)> {
+        let (reader, writer) = io::pipe()?;
+        let guest = Self {
+            config: RestoreConfig {
+                kvm: kind,
+                memory: 1,
+                state: 2,
+                console: 3,
+                disks: Vec::new(),
+                streams: Vec::new(),
+            },
+            fds: vec![
+                kvm.try_clone()?.into(),
+                saved.memory.try_clone()?.into(),
+                saved.state.try_clone()?.into(),
+                writer.into(),
+            ],
+        };
+        Ok((guest, reader))
+    }
+
+    fn add(&mut self, fd: impl Into<OwnedFd>) -> FdIndex {
+        self.fds.push(fd.into());
+        (self.fds.len() - 1) as FdIndex
+    }
+
+    /// Puts a disk into the next slot.
+    pub fn disk(&mut self, file: &File, length: u64, writable: bool) -> io::Result<()> {
+        let file = self.add(file.try_clone()?);
+        self.config.disks.push(DiskConfig {
+            segments: vec![SegmentConfig { file, length }],
+            writable,
+            shown_bytes: None,
+        });
+        Ok(())
+    }
+
+    /// Lets a saved connection go on with `socket`.
+    pub fn rejoin(&mut self, stream: SavedStream, socket: impl Into<OwnedFd>) {
+        let socket = self.add(socket);
+        self.config.streams.push(RejoinConfig { stream, socket });
     }
 }
 

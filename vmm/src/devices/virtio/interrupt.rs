@@ -6,6 +6,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -14,6 +15,10 @@ use crate::memory::Memory;
 /// Bits of the `InterruptStatus` register (virtio 1.2, 4.2.2).
 const USED_BUFFERS: u32 = 1;
 const CONFIGURATION: u32 = 2;
+
+/// The bits of an interrupt that its driver has not acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterruptState(u32);
 
 /// The interrupt of one device.
 #[derive(Debug)]
@@ -60,6 +65,20 @@ impl Interrupt {
     /// Tells the driver that the configuration or the status has changed.
     pub fn signal_configuration(&self) {
         self.raise(CONFIGURATION);
+    }
+
+    /// What is pending.
+    pub fn save(&self) -> InterruptState {
+        InterruptState(self.status())
+    }
+
+    /// Makes pending what was; the line is raised once more, should the first time have been lost with the guest that was
+    /// saved.
+    pub fn restore(&self, state: InterruptState) {
+        let bits = state.0 & (USED_BUFFERS | CONFIGURATION);
+        if bits != 0 {
+            self.raise(bits);
+        }
     }
 
     fn raise(&self, bits: u32) {

@@ -5,10 +5,13 @@
 //! device, and from then on all of it is frozen until the driver resets the device. A number that makes no sense is
 //! ignored, as a write to a read-only register is; a queue that makes no sense sets `DEVICE_NEEDS_RESET`.
 
+mod state;
+
 use std::{fmt, sync::Arc};
 
 use virtio_queue::{Queue, QueueT};
 
+pub use self::state::{RestoreError, TransportState};
 use super::{Activation, F_EVENT_IDX, F_VERSION_1, SharedDevice, interrupt::Interrupt, lock};
 use crate::memory::Memory;
 
@@ -317,6 +320,10 @@ mod tests {
 
         fn activate(&mut self, activation: Activation) {
             self.active = Some(activation);
+        }
+
+        fn queues(&self) -> Option<&[Queue]> {
+            self.active.as_ref().map(|active| &*active.queues)
         }
 
         fn reset(&mut self) {

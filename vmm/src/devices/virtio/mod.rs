@@ -69,6 +69,9 @@ pub trait VirtioDevice: Send {
     /// The driver is ready: take the queues and begin.
     fn activate(&mut self, activation: Activation);
 
+    /// The queues that the device works on, while it is active.
+    fn queues(&self) -> Option<&[Queue]>;
+
     /// The driver has reset the device: forget the queues. Nothing of the guest's memory is touched afterwards.
     fn reset(&mut self);
 

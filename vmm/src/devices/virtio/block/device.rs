@@ -4,7 +4,7 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_WRITE_ZEROES,
 };
-use virtio_queue::QueueT;
+use virtio_queue::{Queue, QueueT};
 
 use super::{
     disk::{Disk, SECTOR_BYTES, SEGMENT_ALIGNMENT},
@@ -26,13 +26,26 @@ const CONFIG_BYTES: usize = 60;
 #[derive(Debug)]
 pub struct Block {
     disk: Disk,
+    /// What the guest is told of its size.
+    shown_bytes: u64,
     active: Option<Activation>,
 }
 
 impl Block {
     /// A device for `disk`.
     pub fn new(disk: Disk) -> Self {
-        Self { disk, active: None }
+        let bytes = disk.bytes();
+        Self::showing(disk, bytes)
+    }
+
+    /// A device for `disk`, which the guest is told has `shown_bytes`: more than it has for a slot whose disk may be
+    /// replaced by a larger one while the guest is saved.
+    pub fn showing(disk: Disk, shown_bytes: u64) -> Self {
+        Self {
+            disk,
+            shown_bytes,
+            active: None,
+        }
     }
 
     /// `struct virtio_blk_config` (virtio 1.2, 5.2.4).
@@ -40,7 +53,7 @@ impl Block {
         let mut config = [0; CONFIG_BYTES];
         let mut put =
             |offset: usize, value: &[u8]| config[offset..offset + value.len()].copy_from_slice(value);
-        put(0, &(self.disk.bytes() / SECTOR_BYTES).to_le_bytes());
+        put(0, &(self.shown_bytes / SECTOR_BYTES).to_le_bytes());
         put(12, &SEGMENTS_MAX.to_le_bytes());
         if self.disk.is_writable() {
             let alignment = (SEGMENT_ALIGNMENT / SECTOR_BYTES) as u32;
@@ -80,6 +93,10 @@ impl VirtioDevice for Block {
     fn activate(&mut self, activation: Activation) {
         self.active = Some(activation);
         self.queue_notified(0);
+    }
+
+    fn queues(&self) -> Option<&[Queue]> {
+        self.active.as_ref().map(|active| &*active.queues)
     }
 
     fn reset(&mut self) {

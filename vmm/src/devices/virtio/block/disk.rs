@@ -58,6 +58,15 @@ impl Disk {
         })
     }
 
+    /// A writable slot without a disk: every request for data fails.
+    pub fn empty_slot() -> Self {
+        Self {
+            segments: Vec::new(),
+            bytes: 0,
+            writable: true,
+        }
+    }
+
     /// A writable disk: the first `bytes` of `file`, whole sectors.
     pub fn writable(file: File, bytes: u64) -> Self {
         Self {
@@ -139,10 +148,10 @@ impl Disk {
     /// # Errors
     /// Those of fdatasync(2).
     pub fn flush(&self) -> io::Result<()> {
-        if self.writable {
-            fdatasync(self.writable_file()?)?;
+        match &*self.segments {
+            [segment] if self.writable => Ok(fdatasync(&segment.file)?),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Makes `bytes` from `offset` on read as zeros; gives their space back to the host when `unmap` says so.

@@ -1,6 +1,7 @@
 //! The device.
 
 use rustix::rand::{GetRandomFlags, getrandom};
+use virtio_queue::Queue;
 
 use crate::devices::virtio::{Activation, F_COMMON, VirtioDevice, chain::Chain, drain_queue};
 
@@ -34,6 +35,10 @@ impl VirtioDevice for Entropy {
     fn activate(&mut self, activation: Activation) {
         self.active = Some(activation);
         self.queue_notified(0);
+    }
+
+    fn queues(&self) -> Option<&[Queue]> {
+        self.active.as_ref().map(|active| &*active.queues)
     }
 
     fn reset(&mut self) {

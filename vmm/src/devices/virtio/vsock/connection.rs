@@ -1,6 +1,10 @@
 //! One connection: its state, its credit both ways, and what is still to be delivered.
 
+mod saved;
+
 use std::collections::VecDeque;
+
+pub use self::saved::ConnectionState;
 
 use super::{
     BUFFER_BYTES, PACKET_DATA_BYTES,

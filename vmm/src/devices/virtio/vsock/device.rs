@@ -1,15 +1,21 @@
 //! The device: moves packets between the queues and the connections.
 
+mod saved;
+
 use std::{
     collections::{HashMap, VecDeque},
     os::fd::OwnedFd,
     time::Instant,
 };
 
-use brig_protocol::stream::GUEST_CID;
+use brig_protocol::{
+    stream::{GUEST_CID, HEADER_BYTES as STREAM_HEADER_BYTES},
+    vmm::SavedStream,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, epoll::EventFlags, poll};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
+pub use self::saved::VsockState;
 use super::{
     CONNECTIONS_MAX, FIRST_LOCAL_PORT, HOST_CID, LINGERING_MAX, REFUSALS_MAX,
     connection::{Connection, State, Verdict},
@@ -40,6 +46,8 @@ type Ports = (u32, u32);
 struct Entry {
     ports: Ports,
     connection: Connection,
+    /// What tells it from the others when the guest is restored.
+    name: Option<SavedStream>,
     /// Whether it is in the line of those that want to send.
     in_line: bool,
 }
@@ -92,7 +100,10 @@ impl Vsock {
             // There are more ports than connections: one is free.
         };
         if let Ok(stream) = Stream::new(fd) {
-            self.insert((local, port), Connection::request(stream, prefix));
+            let name = <[u8; STREAM_HEADER_BYTES]>::try_from(prefix)
+                .ok()
+                .map(|header| SavedStream::ToGuest { header });
+            self.insert((local, port), Connection::request(stream, prefix), name);
             self.fill_rx();
         }
     }
@@ -142,7 +153,7 @@ impl Vsock {
         }
     }
 
-    fn insert(&mut self, ports: Ports, connection: Connection) {
+    fn insert(&mut self, ports: Ports, connection: Connection, name: Option<SavedStream>) {
         let Some(stream) = connection.stream() else {
             return;
         };
@@ -158,6 +169,7 @@ impl Vsock {
         let entry = Entry {
             ports,
             connection,
+            name,
             in_line: false,
         };
         self.connections.insert(token, entry);
@@ -265,7 +277,8 @@ impl Vsock {
             .remove(&ports.0)
             .and_then(|fd| Stream::new(fd).ok());
         if let Some(socket) = socket {
-            self.insert(ports, Connection::accept(socket, request));
+            let name = SavedStream::ToHost { port: ports.0 };
+            self.insert(ports, Connection::accept(socket, request), Some(name));
         }
         if !self.by_ports.contains_key(&ports) {
             self.refuse(request);
@@ -393,6 +406,10 @@ impl VirtioDevice for Vsock {
         self.active = Some(activation);
         self.empty_tx();
         self.fill_rx();
+    }
+
+    fn queues(&self) -> Option<&[Queue]> {
+        self.active.as_ref().map(|active| &*active.queues)
     }
 
     fn reset(&mut self) {

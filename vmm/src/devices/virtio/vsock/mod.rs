@@ -18,7 +18,7 @@ pub mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use device::Vsock;
+pub use device::{Vsock, VsockState};
 
 /// The host's context id (`VMADDR_CID_HOST`).
 pub const HOST_CID: u64 = 2;

@@ -21,6 +21,7 @@ use crate::{
     devices::virtio::{Activation, VirtioDevice, interrupt::Interrupt, lock},
     event_loop::EventLoop,
     memory::{self, Memory},
+    pause::Gate,
 };
 
 const RING_SIZE: u16 = 256;
@@ -175,7 +176,7 @@ impl Guest {
             tv_sec: 0,
             tv_nsec: 0,
         };
-        while self.events.serve(Some(&zero)) {}
+        while self.events.serve(Some(&zero), &Gate::default()) {}
     }
 
     /// The next packet from the host, if any; its buffer is given back.

@@ -1,0 +1,150 @@
+//! A machine: built from its configuration or from a saved guest, run, saved, ended.
+//!
+//! | room | does |
+//! |---|---|
+//! | [`parts`] | what a new and a restored machine have in common: interrupt controllers, devices and their connections |
+//! | [`boot`] | a new machine |
+//! | [`restore`] | one that goes on where another was saved |
+//! | [`save`] | stands still, and is written down |
+
+mod boot;
+mod parts;
+mod restore;
+mod save;
+
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+pub use self::{
+    restore::{RestoreError, Restored},
+    save::SaveError,
+};
+use crate::{
+    boot::BootError,
+    devices::{
+        bus::Bus,
+        virtio::{lock, vsock::Vsock},
+    },
+    event_loop::EventLoop,
+    kvm::{KvmError, Vm, vcpu::Vcpu},
+    memory::MemoryError,
+    pause::{self, Brakes, Gate},
+    snapshot::DiskState,
+    stop::Stop,
+};
+
+/// How long the end of a guest waits for readers that have not taken its last bytes yet.
+const LAST_BYTES_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why a machine could not be built or started.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// KVM refused something.
+    #[error("Cannot make the virtual machine")]
+    Kvm(#[from] KvmError),
+    /// No memory.
+    #[error("Cannot make the guest's memory")]
+    Memory(#[from] MemoryError),
+    /// The kernel or what belongs to it could not be loaded.
+    #[error("Cannot prepare the boot")]
+    Boot(#[from] BootError),
+    /// The saved guest does not fit.
+    #[error("Cannot restore the saved guest")]
+    Restore(#[from] RestoreError),
+    /// A device could not be made.
+    #[error("Cannot make a device")]
+    Device(#[from] io::Error),
+    /// A device has a queue of an impossible size.
+    #[error("Cannot make a queue")]
+    Queue(#[from] virtio_queue::Error),
+}
+
+/// A machine whose guest is loaded and whose vCPUs stand still.
+#[derive(Debug)]
+pub struct Machine {
+    vm: Arc<Vm>,
+    bus: Arc<Bus>,
+    stop: Arc<Stop>,
+    vsock: Arc<Mutex<Vsock>>,
+    disks: Vec<DiskState>,
+    event_loops: Vec<(&'static str, EventLoop)>,
+    vcpus: Vec<Vcpu>,
+    brakes: Brakes,
+    workarounds: bool,
+}
+
+/// A machine that runs, or stands still to be saved.
+#[derive(Debug)]
+pub struct RunningMachine {
+    vm: Arc<Vm>,
+    bus: Arc<Bus>,
+    stop: Arc<Stop>,
+    vsock: Arc<Mutex<Vsock>>,
+    disks: Vec<DiskState>,
+    vcpus: Vec<JoinHandle<()>>,
+    brakes: Brakes,
+    gate: Arc<Gate>,
+    workarounds: bool,
+}
+
+impl Machine {
+    /// Whether workarounds for an emulated KVM are active.
+    pub fn has_workarounds(&self) -> bool {
+        self.workarounds
+    }
+
+    /// Starts the threads of the devices and of the vCPUs.
+    ///
+    /// # Errors
+    /// [`MachineError::Device`] when a thread cannot be made; the process is to end then.
+    pub fn start(self) -> Result<RunningMachine, MachineError> {
+        pause::prepare_signal()?;
+        let gate = Arc::new(Gate::default());
+        for (name, event_loop) in self.event_loops {
+            event_loop.spawn(name, Arc::clone(&gate))?;
+        }
+        let vcpus = self
+            .vcpus
+            .into_iter()
+            .enumerate()
+            .map(|(index, vcpu)| {
+                thread::Builder::new()
+                    .name(format!("vcpu{index}"))
+                    .spawn(move || vcpu.run())
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(RunningMachine {
+            vm: self.vm,
+            bus: self.bus,
+            stop: self.stop,
+            vsock: self.vsock,
+            disks: self.disks,
+            vcpus,
+            brakes: self.brakes,
+            gate,
+            workarounds: self.workarounds,
+        })
+    }
+}
+
+impl RunningMachine {
+    /// Tells the end of the guest.
+    pub fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
+    /// The socket device.
+    pub fn vsock(&self) -> &Mutex<Vsock> {
+        &self.vsock
+    }
+
+    /// After the guest has stopped: brings its last bytes to where they belong.
+    pub fn finish(&self) {
+        self.bus.flush_console();
+        lock(&*self.vsock).finish(Instant::now() + LAST_BYTES_TIMEOUT);
+    }
+}

@@ -1,0 +1,224 @@
+//! A machine that goes on where another was saved.
+
+use std::sync::Arc;
+
+use brig_protocol::vmm::{KvmKind, VCPUS_MAX};
+use kvm_bindings::kvm_cpuid_entry2;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::{
+    Machine, MachineError,
+    boot::{emulator, guest_cpuid},
+    parts::{self, Devices},
+};
+use crate::{
+    config::{RestoredMachineConfig, Slot},
+    devices::{
+        bus::Bus,
+        serial::SerialPort,
+        virtio::{lock, mmio},
+    },
+    kvm::{
+        cpuid,
+        vcpu::{Shared, Vcpu},
+        vcpu_state::saved_msrs,
+    },
+    memory,
+    pause::brakes,
+    snapshot::{self, DiskState, MachineState, StateError},
+    stop::Stop,
+};
+
+/// Why a saved guest does not go on here.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The state file is damaged, or of another version.
+    #[error("The state file cannot be used")]
+    State(#[from] StateError),
+    /// Its kernel knows what kind of KVM it runs on.
+    #[error("It was saved on a KVM of another kind")]
+    Kvm,
+    /// A limit was passed.
+    #[error("It has {0} vCPUs")]
+    Vcpus(usize),
+    /// Its programs may use what this processor lacks.
+    #[error("This processor is not the one that it was saved on: CPUID leaf {leaf:#x}, {index:#x} differs")]
+    Cpu {
+        /// EAX of the leaf.
+        leaf: u32,
+        /// ECX of it.
+        index: u32,
+    },
+    /// Another number of disks, or another kind.
+    #[error("It has other disks than those that came")]
+    Disks,
+    /// The serial port's registers make no sense.
+    #[error("Its serial port is unusable")]
+    Serial,
+    /// The virtio devices do not fit.
+    #[error("Its devices do not fit")]
+    Device(#[from] mmio::RestoreError),
+}
+
+/// A restored machine, and what its guest has to be told of the time.
+#[derive(Debug)]
+pub struct Restored {
+    /// The machine; its vCPUs stand still.
+    pub machine: Machine,
+    /// The time stamp counter as a program in the guest reads it, at an instant …
+    pub tsc: u64,
+    /// … and `CLOCK_REALTIME` then, in nanoseconds.
+    pub realtime_ns: u64,
+    /// Frequency of the counter.
+    pub tsc_khz: u32,
+}
+
+impl Machine {
+    /// Restores what `config` names.
+    ///
+    /// # Errors
+    /// [`MachineError::Restore`] for what is wrong with the saved guest; nothing is left then.
+    pub fn restore(config: RestoredMachineConfig) -> Result<Restored, MachineError> {
+        let state = snapshot::read(&config.state).map_err(RestoreError::from)?;
+        check(&state, &config)?;
+        let vm = parts::vm(&config.kvm, memory::restore(config.memory, state.memory_bytes)?)?;
+        let disks = slots(config.disks, &state.disks);
+        let devices = Devices::new(&vm, disks, Vec::new())?;
+        let serial = SerialPort::restore(&state.serial, parts::serial_interrupt(&vm)?, config.console)
+            .map_err(|_| RestoreError::Serial)?;
+        let bus = Arc::new(Bus::new(serial, devices.transports));
+        let stop = Arc::new(Stop::new()?);
+        let (brake, brakes) = brakes();
+        let shared = Shared {
+            cpuid: Vec::new(),
+            vm: Arc::clone(&vm),
+            count: state.vcpus.len() as u8,
+            bus: Arc::clone(&bus),
+            stop: Arc::clone(&stop),
+            brake,
+            saved_msrs: saved_msrs(&config.kvm)?.into(),
+        };
+        let vcpus = (0..)
+            .zip(&state.vcpus)
+            .map(|(index, state_of_one)| {
+                Vcpu::restore(&shared, index, emulator(&shared, state.emulated), state_of_one)
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        // The I/O APIC delivers what it holds to the local APICs, and the devices raise lines of the I/O APIC.
+        state.vm.write(&vm)?;
+        lock(&*devices.vsock).restore(state.vsock, config.streams);
+        bus.restore_transports(&state.transports)
+            .map_err(RestoreError::from)?;
+        let (tsc, realtime_ns) = clock_pair(&vcpus[0], config.kind)?;
+        Ok(Restored {
+            tsc,
+            realtime_ns,
+            tsc_khz: vcpus[0].tsc_khz()?,
+            machine: Self {
+                vm,
+                bus,
+                stop,
+                vsock: devices.vsock,
+                disks: devices.disks,
+                event_loops: devices.event_loops,
+                vcpus,
+                brakes,
+                workarounds: state.emulated,
+            },
+        })
+    }
+}
+
+/// Checks what does not depend on a machine.
+fn check(state: &MachineState, config: &RestoredMachineConfig) -> Result<(), MachineError> {
+    if state.emulated != (config.kind == KvmKind::Emulated) {
+        return Err(RestoreError::Kvm.into());
+    }
+    let vcpus = state.vcpus.len();
+    if vcpus == 0 || vcpus > usize::from(VCPUS_MAX) {
+        return Err(RestoreError::Vcpus(vcpus).into());
+    }
+    let writable = config.disks.iter().map(|slot| slot.disk.is_writable());
+    if !writable.eq(state.disks.iter().map(|disk| disk.writable))
+        || config
+            .disks
+            .iter()
+            .zip(&state.disks)
+            .any(|(slot, saved)| slot.disk.bytes() > saved.shown_bytes)
+    {
+        return Err(RestoreError::Disks.into());
+    }
+    let here = guest_cpuid(&config.kvm, vcpus as u8, config.kind)?;
+    for (index, vcpu) in (0..).zip(&state.vcpus) {
+        let here = cpuid::for_vcpu(&here, index, vcpus as u8)?;
+        check_cpu(vcpu.cpuid(), here.as_slice())?;
+    }
+    Ok(())
+}
+
+/// Leaves that name the processor and its features: a guest that has seen other values cannot go on.
+fn check_cpu(saved: &[kvm_cpuid_entry2], here: &[kvm_cpuid_entry2]) -> Result<(), RestoreError> {
+    const BASIC: u32 = 0;
+    const FEATURES: u32 = 1;
+    const EXTENDED_FEATURES: u32 = 7;
+    const XSAVE: u32 = 0xd;
+    const KVM_FEATURES: u32 = 0x4000_0001;
+    const AMD_FEATURES: u32 = 0x8000_0001;
+    // OSXSAVE and OSPKE mirror what the guest has set in CR4.
+    let volatile = |leaf: u32, index: u32| match (leaf, index) {
+        (FEATURES, _) => 1 << 27,
+        (EXTENDED_FEATURES, 0) => 1 << 4,
+        _ => 0,
+    };
+    for entry in saved {
+        let (leaf, index) = (entry.function, entry.index);
+        let features = |e: &kvm_cpuid_entry2| match leaf {
+            BASIC => Some([e.ebx, e.ecx, e.edx]),
+            // The vCPU's number is in EBX.
+            FEATURES => Some([e.eax, e.ecx & !volatile(leaf, index), e.edx]),
+            EXTENDED_FEATURES => Some([e.ebx, e.ecx & !volatile(leaf, index), e.edx]),
+            XSAVE if index < 2 => Some([e.eax, 0, e.edx]),
+            KVM_FEATURES => Some([e.eax, 0, 0]),
+            AMD_FEATURES => Some([0, e.ecx, e.edx]),
+            _ => None,
+        };
+        let Some(needed) = features(entry) else {
+            continue;
+        };
+        let found = here
+            .iter()
+            .find(|other| (other.function, other.index) == (leaf, index))
+            .and_then(features);
+        if found != Some(needed) {
+            return Err(RestoreError::Cpu { leaf, index });
+        }
+    }
+    Ok(())
+}
+
+/// The disks, each shown as the saved guest knows it.
+fn slots(disks: Vec<Slot>, saved: &[DiskState]) -> Vec<Slot> {
+    disks
+        .into_iter()
+        .zip(saved)
+        .map(|(slot, saved)| Slot {
+            disk: slot.disk,
+            shown_bytes: saved.shown_bytes,
+        })
+        .collect()
+}
+
+/// The time stamp counter that programs in the guest read, and the time of day, at the same instant.
+fn clock_pair(vcpu: &Vcpu, kind: KvmKind) -> Result<(u64, u64), MachineError> {
+    let now = |clock| {
+        let now = clock_gettime(clock);
+        now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    };
+    let tsc = match kind {
+        KvmKind::Standard => vcpu.tsc()?,
+        // User mode runs on the processor itself, whose counter it reads.
+        // SAFETY: every x86-64 processor has the instruction.
+        KvmKind::Emulated => unsafe { std::arch::x86_64::_rdtsc() },
+    };
+    Ok((tsc, now(ClockId::Realtime)))
+}
