@@ -8,7 +8,7 @@ use brig_engine::{
     resources::{Cpus, MemoryMib},
     signal::Signal,
 };
-use clap::{Args, Parser, Subcommand, error::ErrorKind};
+use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
 /// Run an untrusted image in a microVM of its own
 #[derive(Debug, Parser)]
@@ -57,6 +57,9 @@ pub enum Command {
     Images(Images),
     /// Load images from an archive: `docker save`, or an OCI layout
     Load(Load),
+    /// Guests that are ready to start from: made when they are needed first
+    #[command(subcommand, after_help = TEMPLATE_EXAMPLES)]
+    Template(Template),
     /// About this host and this brig
     #[command(subcommand)]
     System(System),
@@ -120,6 +123,9 @@ pub struct Run {
     /// Set a label
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub label: Vec<String>,
+    /// Boot the guest, now and at each later start, template or not
+    #[arg(long)]
+    pub no_template: bool,
     /// Print where the time went
     #[arg(long)]
     pub timing: bool,
@@ -175,6 +181,9 @@ pub struct Start {
     /// Show what the sandbox writes, forward signals, and exit with its code
     #[arg(short, long)]
     pub attach: bool,
+    /// Boot the guests this time, template or not
+    #[arg(long)]
+    pub no_template: bool,
     #[command(flatten)]
     pub sandboxes: Sandboxes,
 }
@@ -266,6 +275,78 @@ pub struct Load {
     /// No progress
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+const TEMPLATE_EXAMPLES: &str = "\
+A template is a booted guest, saved once for each number of vCPUs and amount of memory; each start is a copy of it.
+They take at most $BRIG_TEMPLATE_BYTES together (4 GiB); with BRIG_NO_TEMPLATE=1 guests boot and none is made.
+
+Examples:
+  brig template create --cpus 2 --memory 1g
+  brig template ls
+  brig template rm --all";
+
+/// Templates.
+#[derive(Debug, Subcommand)]
+pub enum Template {
+    /// Make the template of a size of guest, unless there is one, and print its id
+    Create(TemplateCreate),
+    /// List templates
+    Ls(TemplateList),
+    /// Remove templates; sandboxes that were started from them go on
+    Rm(TemplateRemove),
+}
+
+/// Options of `template create`.
+#[derive(Debug, Args)]
+pub struct TemplateCreate {
+    /// Number of CPUs: 1 (the default), 1.5
+    #[arg(long, value_name = "NUMBER")]
+    pub cpus: Option<Cpus>,
+    /// Memory of the guest: 512m (the default), 1g
+    #[arg(short, long, value_name = "BYTES")]
+    pub memory: Option<MemoryMib>,
+}
+
+/// Options of `template ls`.
+#[derive(Debug, Args)]
+pub struct TemplateList {
+    /// Only ids
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Show ids whole
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// How to print them
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        conflicts_with = "quiet",
+        default_value_t
+    )]
+    pub format: Format,
+}
+
+/// How a list is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// One JSON array.
+    Json,
+}
+
+/// Options of `template rm`.
+#[derive(Debug, Args)]
+pub struct TemplateRemove {
+    /// All of them
+    #[arg(long)]
+    pub all: bool,
+    /// Ids, or starts of ids
+    #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "ID")]
+    pub templates: Vec<String>,
 }
 
 /// About the host.

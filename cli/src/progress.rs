@@ -45,6 +45,19 @@ impl Step {
         step
     }
 
+    /// A step of unknown length that a line is written about when it took long.
+    pub fn unknown(label: &str) -> Self {
+        let step = Self::new(label, false);
+        step.bar.set_style(style("{spinner} {msg} {elapsed}"));
+        step.bar.enable_steady_tick(TICK);
+        step
+    }
+
+    /// Writes a line in the middle of the step.
+    pub fn note(&self, line: &str) {
+        self.bar.suspend(|| eprintln!("brig: {line}"));
+    }
+
     fn new(label: &str, quiet: bool) -> Self {
         let terminal = io::stderr().is_terminal();
         let target = if terminal && !quiet {

@@ -2,18 +2,21 @@
 
 use std::fmt::Write;
 
-use brig_engine::{clock::Timing, kvm};
+use brig_engine::{clock::Timing, guest::Origin, kvm};
 
 use crate::table;
 
 /// Where the time went from `request_ns`, when the command began, to `cleaned_ns`, when nothing was left to do. Both are
 /// of `CLOCK_MONOTONIC`.
 pub fn render(timing: &Timing, request_ns: u64, cleaned_ns: u64) -> String {
+    let restored = timing.origin.is_some_and(|origin| origin != Origin::Boot);
+    let entry = if restored { "guest resumed" } else { "kernel entry" };
     let stages = [
         ("request", Some(request_ns)),
+        ("template made", timing.template_ns),
         ("supervisor", timing.supervisor_ns),
         ("VMM start", timing.vmm_ns),
-        ("kernel entry", timing.entry_ns),
+        (entry, timing.entry_ns),
         ("init", timing.init_ns),
         ("agent ready", timing.ready_ns),
         ("process exec", timing.exec_ns),
@@ -38,8 +41,21 @@ pub fn render(timing: &Timing, request_ns: u64, cleaned_ns: u64) -> String {
         before = ns;
     }
     let mut text = table::render(&["STAGE", "MS", "DELTA"], &rows);
+    // Writing to a String cannot fail.
+    if let Some(origin) = timing.origin {
+        let how = match origin {
+            Origin::Boot => "cold boot",
+            Origin::Template => "restored from a template",
+            Origin::Snapshot => "restored from a snapshot",
+        };
+        let made = if timing.template_ns.is_some() {
+            ", which was made in this start"
+        } else {
+            ""
+        };
+        let _ = writeln!(text, "{how}{}", if restored { made } else { "" });
+    }
     if let Some(kind) = timing.kvm {
-        // Writing to a String cannot fail.
         let _ = writeln!(text, "KVM is {}", kvm::describe(kind));
     }
     text
@@ -82,5 +98,27 @@ mod tests {
                 vec!["cleaned up", "9.0", "1.0"],
             ]
         );
+    }
+
+    #[test]
+    fn a_cold_boot_is_told_from_a_restore() {
+        let text = |origin, template_ns| {
+            let timing = Timing {
+                origin: Some(origin),
+                template_ns,
+                entry_ns: Some(2_000_000),
+                ..Timing::default()
+            };
+            render(&timing, 0, 3_000_000)
+        };
+        let cold = text(Origin::Boot, None);
+        assert!(
+            cold.contains("kernel entry") && cold.ends_with("cold boot\n"),
+            "{cold}"
+        );
+        let restored = text(Origin::Template, None);
+        assert!(restored.contains("guest resumed") && restored.ends_with("restored from a template\n"));
+        let made = text(Origin::Template, Some(1_000_000));
+        assert!(made.contains("template made") && made.ends_with("which was made in this start\n"));
     }
 }

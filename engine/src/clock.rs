@@ -3,6 +3,8 @@
 use brig_protocol::vmm::KvmKind;
 use serde::{Deserialize, Serialize};
 
+use crate::guest::Origin;
+
 /// Nanoseconds of `CLOCK_MONOTONIC`.
 pub fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
@@ -17,15 +19,19 @@ pub struct Timing {
     pub kvm: Option<KvmKind>,
     /// Whether workarounds for an emulated KVM are active.
     pub workarounds: bool,
+    /// Whether the guest booted or was restored.
+    pub origin: Option<Origin>,
+    /// A template was made for this start, and was ready then.
+    pub template_ns: Option<u64>,
     /// The supervisor began.
     pub supervisor_ns: Option<u64>,
     /// brig-vmm's `main` began.
     pub vmm_ns: Option<u64>,
-    /// The first vCPU was about to enter the kernel.
+    /// The first vCPU was about to enter the guest.
     pub entry_ns: Option<u64>,
-    /// The agent's first instruction: computed back from `ready_ns` by the guest's clock.
+    /// The agent's first instruction: computed back from `ready_ns` by the guest's clock. `None` after a restore.
     pub init_ns: Option<u64>,
-    /// The agent's hello arrived.
+    /// The agent's hello arrived, or after a restore its word that it is awake.
     pub ready_ns: Option<u64>,
     /// The word that the exec succeeded arrived.
     pub exec_ns: Option<u64>,

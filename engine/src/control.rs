@@ -4,7 +4,7 @@
 //! | request | answers |
 //! |---|---|
 //! | (a supervisor was started) | `Ready` or `Failed` |
-//! | `Start` | `Started` or `Failed`; with `attach` then as `Attach` |
+//! | `Start` | perhaps `Notice`, then `Started` or `Failed`; with `attach` then as `Attach` |
 //! | `Attach` | any number of `Stdout` and `Stderr`, then `Exited`; takes `Stdin` and `StdinEnd` at any time |
 //! | `Signal` | `Done` |
 //! | `Stop`, `Kill`, `Wait` | `Exited`, when everything is cleaned up |
@@ -42,6 +42,8 @@ pub enum Request {
         attach: bool,
         /// Whether the sandbox shall be removed when the start is given up.
         discard: bool,
+        /// Whether the guest shall boot, template or not.
+        cold: bool,
     },
     /// Send what the process writes from now on.
     Attach,
@@ -69,6 +71,8 @@ pub enum Request {
 pub enum Reply {
     /// The supervisor is up, and the ports are bound.
     Ready,
+    /// One line for the user about how the start goes.
+    Notice(String),
     /// The process runs.
     Started,
     /// The sandbox could not be started, and everything is cleaned up.

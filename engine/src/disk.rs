@@ -1,4 +1,5 @@
-//! The writable disk of a sandbox: a sparse ext4 file, copied from a blank template that is made once.
+//! The writable disk of a sandbox: a sparse ext4 file, a copy of a blank one that is made once,
+//! or of a template's.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -15,7 +16,7 @@ use crate::{Error, Paths};
 /// Bytes that the filesystem has to offer. The file takes from the host only what is written to it.
 pub const DISK_BYTES: u64 = 10 << 30;
 
-/// Part of the template's name: another one whenever [`FORMAT`] changes.
+/// Part of the blank disk's name: another one whenever [`FORMAT`] changes.
 const FORMAT_VERSION: u32 = 2;
 
 /// Features and layout, see mke2fs(8). What is left out costs the guest's kernel instructions at each mount or write:
@@ -45,14 +46,17 @@ const FORMAT: [&str; 16] = [
 /// Where mke2fs is when `PATH` does not say, as for most users other than root.
 const MKE2FS: [&str; 3] = ["mke2fs", "/sbin/mke2fs", "/usr/sbin/mke2fs"];
 
+/// The name of the blank disk, which tells its size and its format.
+pub fn blank_name() -> String {
+    format!("blank-{}m-v{FORMAT_VERSION}.ext4", DISK_BYTES >> 20)
+}
+
 /// The blank disk of `paths`, made when it is not there yet.
 ///
 /// # Errors
 /// [`Error::NoMke2fs`], [`Error::Mke2fs`], [`Error::File`].
-pub fn template(paths: &Paths) -> Result<PathBuf, Error> {
-    let path = paths
-        .templates()
-        .join(format!("blank-{}m-v{FORMAT_VERSION}.ext4", DISK_BYTES >> 20));
+pub fn blank(paths: &Paths) -> Result<PathBuf, Error> {
+    let path = paths.templates().join(blank_name());
     if !path.exists() {
         let temporary = path.with_extension(format!("new-{}", std::process::id()));
         let made = make_filesystem(&temporary)
@@ -108,11 +112,48 @@ fn make_filesystem(path: &Path) -> Result<(), Error> {
 /// [`Error::File`] with `to`.
 pub fn copy_sparse(from: &Path, to: &Path) -> Result<(), Error> {
     let source = File::open(from).map_err(Error::file("open", from))?;
-    let target = new_file(to)?;
-    if ioctl_ficlone(&target, &source).is_ok() {
+    copy_file(&source, &new_file(to)?).map_err(Error::file("write", to))
+}
+
+/// As [`copy_sparse`], for an open file; `to` is whole as soon as it is there.
+///
+/// # Errors
+/// [`Error::File`] with `to`.
+pub fn copy_whole(source: &File, to: &Path) -> Result<(), Error> {
+    let unfinished = to.with_extension("new");
+    let made = new_file(&unfinished).and_then(|target| {
+        copy_file(source, &target)
+            .and_then(|()| fs::rename(&unfinished, to))
+            .map_err(Error::file("write", to))
+    });
+    if made.is_err() {
+        let _ = fs::remove_file(&unfinished);
+    }
+    made
+}
+
+/// A copy without a name, in the filesystem of `directory`: it goes with its last descriptor.
+///
+/// # Errors
+/// [`Error::File`] with `directory`.
+pub fn copy_unnamed(source: &File, directory: &Path) -> Result<File, Error> {
+    let copy = || {
+        let target = tempfile::tempfile_in(directory)?;
+        copy_file(source, &target)?;
+        Ok(target)
+    };
+    copy().map_err(Error::file("make a file in", directory))
+}
+
+/// Copies into an empty file.
+///
+/// # Errors
+/// Those of the file systems.
+pub fn copy_file(source: &File, target: &File) -> io::Result<()> {
+    if ioctl_ficlone(target, source).is_ok() {
         return Ok(());
     }
-    copy_data(&source, &target).map_err(Error::file("write", to))
+    copy_data(source, target)
 }
 
 fn copy_data(source: &File, target: &File) -> io::Result<()> {
@@ -190,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_template_is_made_once_and_takes_little_space() {
+    fn the_blank_disk_is_made_once_and_takes_little_space() {
         let directory = tempfile::tempdir().unwrap();
         let paths = Paths {
             root: directory.path().to_owned(),
@@ -198,13 +239,13 @@ mod tests {
             lib: directory.path().to_owned(),
         };
         paths.make().unwrap();
-        let path = match template(&paths) {
+        let path = match blank(&paths) {
             Err(Error::NoMke2fs) => return eprintln!("skipped: e2fsprogs is not installed"),
             made => made.unwrap(),
         };
         let made = fs::metadata(&path).unwrap();
         assert_eq!(made.len(), DISK_BYTES);
         assert!(made.blocks() * 512 < 16 << 20, "{} bytes", made.blocks() * 512);
-        assert_eq!(fs::metadata(template(&paths).unwrap()).unwrap().ino(), made.ino());
+        assert_eq!(fs::metadata(blank(&paths).unwrap()).unwrap().ino(), made.ino());
     }
 }

@@ -182,6 +182,18 @@ pub enum Error {
         /// Why it cannot be opened.
         source: io::Error,
     },
+    /// A guest could not be made ready to be saved.
+    #[error("cannot make a template: {0}")]
+    Template(String),
+    /// No template's id starts so.
+    #[error("no such template: {0} (brig template ls shows them)")]
+    NoSuchTemplate(String),
+    /// More than one template's id starts so.
+    #[error("the template id {0} is ambiguous: write more of its digits")]
+    AmbiguousTemplate(String),
+    /// `$BRIG_TEMPLATE_BYTES` is no number.
+    #[error("BRIG_TEMPLATE_BYTES is {0:?}: it must be a number of bytes")]
+    TemplateBytes(String),
     /// `mke2fs` is needed once.
     #[error("mke2fs is missing: install it (apt-get install e2fsprogs)")]
     NoMke2fs,

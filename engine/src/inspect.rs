@@ -1,5 +1,5 @@
 //! A sandbox as Docker's API describes a container (`GET /containers/{id}/json`, API 1.50): the fields that mean
-//! something here, under Docker's names.
+//! something here, under Docker's names, and what is brig's own under `Brig`.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     Paths,
+    guest::Origin,
     port::{BoundPort, PublishedPort},
     sandbox::{Directory, Sandbox, Status},
 };
@@ -59,6 +60,19 @@ pub fn inspect(paths: &Paths, sandbox: &Sandbox) -> Value {
             "ExposedPorts": exposed_ports(sandbox),
         },
         "NetworkSettings": { "Ports": bound_ports(&sandbox.state.ports) },
+        "Brig": brig(sandbox),
+    })
+}
+
+/// What Docker has no names for.
+fn brig(sandbox: &Sandbox) -> Value {
+    let state = &sandbox.state;
+    json!({
+        "NoTemplate": sandbox.config.no_template,
+        // Of the guest that runs; null when none does.
+        "Restored": state.origin.map(|origin| origin != Origin::Boot),
+        "Origin": state.origin.map(Origin::as_str),
+        "EmulatedKvmWorkarounds": state.workarounds,
     })
 }
 
@@ -136,7 +150,7 @@ mod tests {
     use super::*;
     use crate::{
         SandboxId,
-        sandbox::State,
+        sandbox::{State, state::Live},
         test_support::{config, paths},
     };
 
@@ -161,5 +175,29 @@ mod tests {
         );
         assert_eq!(value["Config"]["ExposedPorts"]["80/tcp"], json!({}));
         assert_eq!(value["NetworkSettings"]["Ports"], json!({}));
+        assert_eq!(value["Brig"]["Restored"], Value::Null);
+    }
+
+    #[test]
+    fn how_the_running_guest_came_to_be_is_told() {
+        let (_temporary, paths) = paths();
+        let live = Live {
+            supervisor_pid: 1,
+            vmm_pid: None,
+            ports: vec![],
+            kernel: "6.12".into(),
+            origin: Origin::Template,
+            workarounds: true,
+        };
+        let sandbox = Sandbox {
+            config: config(SandboxId::random().unwrap(), "web".into()),
+            state: State::created().running(jiff::Timestamp::UNIX_EPOCH, live),
+            supervised: true,
+        };
+        let value = inspect(&paths, &sandbox);
+        assert_eq!(
+            value["Brig"],
+            json!({ "NoTemplate": false, "Restored": true, "Origin": "template", "EmulatedKvmWorkarounds": true })
+        );
     }
 }

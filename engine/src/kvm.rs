@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::{
     Error, Paths,
     console::Console,
+    cpu::Cpu,
     sandbox::write_record,
     vmm::{Spawn, VmmError, describe_end},
 };
@@ -60,21 +61,13 @@ struct Host {
 
 impl Host {
     fn this() -> Self {
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
-        let cpuinfo = read("/proc/cpuinfo");
-        let field = |name: &str| {
-            cpuinfo
-                .lines()
-                .filter_map(|line| line.split_once(':'))
-                .find(|(key, _)| key.trim() == name)
-                .map(|(_, value)| value.trim().to_owned())
-                .unwrap_or_default()
-        };
+        let cpu = Cpu::this();
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Self {
-            boot_id: read("/proc/sys/kernel/random/boot_id").trim().to_owned(),
+            boot_id: boot_id.trim().to_owned(),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            cpu: field("model name"),
-            microcode: field("microcode"),
+            cpu: cpu.name,
+            microcode: cpu.microcode,
         }
     }
 }

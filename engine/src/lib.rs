@@ -6,7 +6,8 @@
 //! | [`sandbox`] | a sandbox's records and directory, and finding one |
 //! | [`supervisor`] | the process of one running sandbox |
 //! | [`control`], [`frames`] | what the two above say to each other |
-//! | [`guest`], [`vmm`], [`kvm`], [`host`], [`console`] | a guest, the process that runs it, and what it takes from the host |
+//! | [`guest`], [`vmm`], [`kvm`], [`host`], [`cpu`], [`console`] | a guest, the process that runs it, and what it takes from the host |
+//! | [`template`] | booted guests, saved once, that sandboxes start as copies of |
 //! | [`unpack`] | images become EROFS files, in a guest |
 //! | [`spec`], [`disk`] | what a guest is given |
 //! | [`log`] | the output of sandboxes |
@@ -19,6 +20,7 @@
 pub mod clock;
 pub mod console;
 pub mod control;
+pub mod cpu;
 pub mod disk;
 pub mod engine;
 pub mod error;
@@ -37,6 +39,7 @@ pub mod sandbox;
 pub mod signal;
 pub mod spec;
 pub mod supervisor;
+pub mod template;
 #[cfg(test)]
 mod test_support;
 pub mod unpack;

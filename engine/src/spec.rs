@@ -5,7 +5,7 @@ use brig_protocol::{
     spec::{CapabilitySet, CgroupSpec, FileSpec, ProcessSpec, Rlimit, RootSpec, SandboxSpec},
 };
 
-use crate::{Error, sandbox::Config};
+use crate::{Error, id::ID_DIGITS, sandbox::Config};
 
 /// Bytes of `/dev/shm`: Docker's default.
 pub const SHM_BYTES: u64 = 64 << 20;
@@ -21,22 +21,28 @@ const OPEN_FILES: u64 = 1 << 20;
 /// Bytes that are left in a message for what is not the user's.
 const RESERVED_BYTES: usize = 64 << 10;
 
+/// Stands for a hostname that is not known yet.
+const MODEL_HOSTNAME: &str = "brig";
+
 /// Most bytes of a hostname (`__NEW_UTS_LEN`).
 const HOSTNAME_BYTES: usize = 64;
 
-/// The spec of `config`, its root filesystem on the guest's first two disks.
-pub fn sandbox_spec(config: &Config) -> SandboxSpec {
+/// Position of the disk with the image.
+pub const IMAGE_DISK: u8 = 0;
+
+/// Position of the writable disk of a sandbox that starts for the first time, and after a boot of any.
+pub const FRESH_DISK: u8 = 1;
+
+/// Position, in a guest that was restored from a template, of the writable disk of a sandbox that ran before: its
+/// filesystem has other content than the one that the guest had mounted when it was saved.
+pub const USED_DISK: u8 = 2;
+
+/// The spec of `config`, its writable layer on the guest's disk `writable`.
+pub fn sandbox_spec(config: &Config, writable: u8) -> SandboxSpec {
     SandboxSpec {
         id: config.id.to_string(),
         hostname: config.hostname.clone(),
-        root: RootSpec::Disks {
-            image: 0,
-            writable: 1,
-        },
-        mounts: SandboxSpec::default_mounts(SHM_BYTES),
         files: files(&config.hostname),
-        masked_paths: SandboxSpec::default_masked_paths(),
-        readonly_paths: SandboxSpec::default_readonly_paths(),
         cgroup: CgroupSpec {
             cpu_quota_us: config.cpus.quota_us(),
             ..CgroupSpec::default()
@@ -46,20 +52,50 @@ pub fn sandbox_spec(config: &Config) -> SandboxSpec {
             env: config.env.clone(),
             cwd: config.working_dir.clone(),
             user: config.user.clone(),
-            capabilities: CapabilitySet::DOCKER_DEFAULT,
-            no_new_privileges: false,
-            rlimits: vec![Rlimit {
-                resource: RLIMIT_NOFILE,
-                soft: OPEN_FILES,
-                hard: OPEN_FILES,
-            }],
             stdin: config.stdin,
+            ..model_process()
         },
+        ..model_spec(writable)
+    }
+}
+
+/// What all sandboxes have in common: what a template is prepared for.
+pub fn model_spec(writable: u8) -> SandboxSpec {
+    SandboxSpec {
+        id: "0".repeat(ID_DIGITS),
+        hostname: MODEL_HOSTNAME.into(),
+        root: RootSpec::Disks {
+            image: IMAGE_DISK,
+            writable,
+        },
+        mounts: SandboxSpec::default_mounts(SHM_BYTES),
+        files: files(MODEL_HOSTNAME),
+        masked_paths: SandboxSpec::default_masked_paths(),
+        readonly_paths: SandboxSpec::default_readonly_paths(),
+        cgroup: CgroupSpec::default(),
+        process: model_process(),
+    }
+}
+
+fn model_process() -> ProcessSpec {
+    ProcessSpec {
+        args: vec!["/bin/true".into()],
+        env: vec![DEFAULT_PATH.into()],
+        cwd: "/".into(),
+        user: String::new(),
+        capabilities: CapabilitySet::DOCKER_DEFAULT,
+        no_new_privileges: false,
+        rlimits: vec![Rlimit {
+            resource: RLIMIT_NOFILE,
+            soft: OPEN_FILES,
+            hard: OPEN_FILES,
+        }],
+        stdin: false,
     }
 }
 
 /// The files that Docker puts over the image's. A sandbox has no network but its loopback, so no name server is named.
-fn files(hostname: &str) -> Vec<FileSpec> {
+pub(crate) fn files(hostname: &str) -> Vec<FileSpec> {
     let file = |path: &str, content: String| FileSpec {
         path: path.into(),
         content: content.into_bytes(),
@@ -194,7 +230,7 @@ mod tests {
         let mut long = config(SandboxId::random().unwrap(), "x".into());
         long.command = vec![String::new(); (TO_AGENT_BYTES - RESERVED_BYTES) / 5 - 100];
         check(&long).unwrap();
-        let message = brig_protocol::agent::ToAgent::Start(Box::new(sandbox_spec(&long)));
+        let message = brig_protocol::agent::ToAgent::Start(Box::new(sandbox_spec(&long, FRESH_DISK)));
         brig_protocol::frame::encode(&message, TO_AGENT_BYTES).unwrap();
     }
 
@@ -202,6 +238,6 @@ mod tests {
     fn a_fraction_of_a_cpu_becomes_the_cgroups_quota() {
         let mut half = config(SandboxId::random().unwrap(), "x".into());
         half.cpus = "0.5".parse().unwrap();
-        assert_eq!(sandbox_spec(&half).cgroup.cpu_quota_us, 50_000);
+        assert_eq!(sandbox_spec(&half, FRESH_DISK).cgroup.cpu_quota_us, 50_000);
     }
 }

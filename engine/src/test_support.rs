@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::Write,
+    io::{Read, Seek, Write},
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
@@ -17,10 +17,11 @@ use std::{
 
 use brig_image_store::{Image, ImageConfig, ImageId};
 use brig_protocol::{
-    agent::{FROM_AGENT_BYTES, FromAgent, TO_AGENT_BYTES, ToAgent, VERSION},
+    agent::{FROM_AGENT_BYTES, FromAgent, TO_AGENT_BYTES, ToAgent, VERSION, WakeSpec},
     channel, frame,
-    stream::{HEADER_BYTES, StreamHeader},
-    vmm::{Command, Event, KvmKind},
+    spec::{RootSpec, SandboxSpec},
+    stream::{CONTROL_PORT, HEADER_BYTES, StreamHeader},
+    vmm::{Command, DiskConfig, Event, KvmKind, SavedStream},
 };
 use jiff::Timestamp;
 use tempfile::TempDir;
@@ -45,10 +46,15 @@ pub(crate) fn paths() -> (TempDir, Paths) {
     };
     paths.make().unwrap();
     std::fs::create_dir(&paths.lib).unwrap();
-    for file in [paths.kernel(), paths.initrd()] {
+    for file in [paths.kernel(), paths.initrd(), paths.vmm()] {
         File::create(file).unwrap();
     }
     (temporary, paths)
+}
+
+/// Puts a file in the place of the blank disk, so that no mke2fs is needed.
+pub(crate) fn blank_disk(paths: &Paths) {
+    std::fs::write(paths.templates().join(crate::disk::blank_name()), "blank").unwrap();
 }
 
 /// A configuration that runs `/bin/true`.
@@ -73,6 +79,7 @@ pub(crate) fn config(id: SandboxId, name: String) -> Config {
         exposed_ports: vec![],
         stop_signal: Signal::TERM,
         auto_remove: false,
+        no_template: false,
         labels: BTreeMap::new(),
     }
 }
@@ -155,42 +162,74 @@ impl Player {
         channel::send(&self.channel, &Event::Probed { kvm }, &[]).unwrap();
     }
 
-    /// Answers a probe, or takes a boot command and gives the guest that follows it.
-    pub fn boot(self) -> Option<PlayedGuest> {
-        let (command, mut fds): (Command, Vec<OwnedFd>) = channel::receive(&self.channel).ok()?;
-        let config = match command {
+    /// Answers a probe, or takes a boot or restore command and gives the guest that follows it.
+    pub fn begin(self) -> Option<PlayedGuest> {
+        self.begin_unless(None)
+    }
+
+    /// As [`Self::begin`], but restores are refused with this message.
+    pub fn begin_unless(self, refusal: Option<&str>) -> Option<PlayedGuest> {
+        let (command, fds): (Command, Vec<OwnedFd>) = channel::receive(&self.channel).ok()?;
+        let mut files: Vec<Option<File>> = fds.into_iter().map(|fd| Some(File::from(fd))).collect();
+        let (event, control, console, disks) = match &command {
             Command::Probe => {
-                channel::send(
-                    &self.channel,
-                    &Event::Probed {
-                        kvm: KvmKind::Standard,
-                    },
-                    &[],
-                )
-                .unwrap();
+                let kvm = KvmKind::Standard;
+                channel::send(&self.channel, &Event::Probed { kvm }, &[]).unwrap();
                 return None;
             }
-            Command::Boot(config) => config,
-            other => panic!("{other:?} before the boot"),
+            Command::Boot(config) => {
+                let event = Event::Booted {
+                    main_ns: 1,
+                    entry_ns: 2,
+                    workarounds: false,
+                };
+                (
+                    event,
+                    config.listeners[0].socket,
+                    config.console,
+                    config.disks.clone(),
+                )
+            }
+            Command::Restore(_) if refusal.is_some() => {
+                let message = refusal.unwrap().to_owned();
+                channel::send(&self.channel, &Event::Failed { message }, &[]).unwrap();
+                return None;
+            }
+            Command::Restore(config) => {
+                let event = Event::Restored {
+                    main_ns: 1,
+                    entry_ns: 2,
+                    workarounds: false,
+                    tsc: 77,
+                    realtime_ns: 88,
+                    tsc_khz: 99,
+                };
+                assert_eq!(
+                    config.streams[0].stream,
+                    SavedStream::ToHost { port: CONTROL_PORT }
+                );
+                (
+                    event,
+                    config.streams[0].socket,
+                    config.console,
+                    config.disks.clone(),
+                )
+            }
+            other => panic!("{other:?} before the guest"),
         };
-        let control = fds.remove(usize::from(config.listeners[0].socket));
-        let console = File::from(fds.remove(usize::from(config.console)));
-        channel::send(
-            &self.channel,
-            &Event::Booted {
-                main_ns: 1,
-                entry_ns: 2,
-                workarounds: false,
-            },
-            &[],
-        )
-        .unwrap();
-        let control = UnixStream::from(control);
+        let mut take = |index: u8| files[usize::from(index)].take().unwrap();
+        let (control, console) = (UnixStream::from(OwnedFd::from(take(control))), take(console));
         control.set_nonblocking(false).unwrap();
+        channel::send(&self.channel, &event, &[]).unwrap();
         Some(PlayedGuest {
             vmm: self,
             control,
             console,
+            began: command,
+            disks,
+            files,
+            spec: None,
+            woken: None,
         })
     }
 }
@@ -200,9 +239,84 @@ pub(crate) struct PlayedGuest {
     vmm: Player,
     control: UnixStream,
     pub console: File,
+    /// The command that it began with.
+    pub began: Command,
+    pub disks: Vec<DiskConfig>,
+    /// What came with that command and was not taken.
+    pub files: Vec<Option<File>>,
+    /// The spec that its process was started with.
+    pub spec: Option<Box<SandboxSpec>>,
+    /// What it was woken with.
+    pub woken: Option<WakeSpec>,
 }
 
 impl PlayedGuest {
+    pub fn is_restored(&self) -> bool {
+        matches!(self.began, Command::Restore(_))
+    }
+
+    /// Everything that is in a file that came with the first command.
+    pub fn content(&mut self, index: u8) -> Vec<u8> {
+        let file = self.files[usize::from(index)].as_mut().unwrap();
+        let mut bytes = Vec::new();
+        file.rewind().unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// The only file of a disk.
+    pub fn disk(&mut self, position: usize) -> &mut File {
+        let index = self.disks[position].segments[0].file;
+        self.files[usize::from(index)].as_mut().unwrap()
+    }
+
+    /// What its agent does when it is woken: takes what it is told, and says that it is awake.
+    fn wake(&mut self) -> WakeSpec {
+        let Some(ToAgent::Wake(wake)) = self.hear() else {
+            panic!("a restored guest is woken first")
+        };
+        self.say(&FromAgent::Awake);
+        wake
+    }
+
+    /// Takes the next save command, and writes these files.
+    pub fn save(&mut self, memory: &[u8], state: &[u8]) {
+        let (command, fds): (Command, Vec<OwnedFd>) = channel::receive(&self.vmm.channel).unwrap();
+        assert_eq!((command, fds.len()), (Command::Save, 2));
+        for (fd, bytes) in fds.into_iter().zip([memory, state]) {
+            File::from(fd).write_all(bytes).unwrap();
+        }
+        self.event(&Event::Saved { memory_bytes: 4096 });
+    }
+
+    /// Takes the next save command, and refuses it.
+    pub fn fail_to_save(&mut self, message: &str) {
+        let command: (Command, Vec<OwnedFd>) = channel::receive(&self.vmm.channel).unwrap();
+        assert_eq!(command.0, Command::Save);
+        self.event(&Event::Failed {
+            message: message.to_owned(),
+        });
+    }
+
+    /// Plays the guest that a template is made of, to its end. Its disk is written to.
+    pub fn become_template(mut self) {
+        self.hello();
+        let Some(ToAgent::Prepare(spec)) = self.hear() else {
+            panic!("a template is prepared")
+        };
+        assert_eq!(
+            spec.root,
+            RootSpec::Disks {
+                image: 0,
+                writable: 1
+            }
+        );
+        self.disk(1).write_all(b"mounted").unwrap();
+        self.say(&FromAgent::Prepared);
+        self.save(b"memory", b"state");
+        self.wait_for_end();
+    }
+
     pub fn say(&mut self, message: &FromAgent) {
         // The supervisor may be gone already.
         let _ = frame::write(&mut self.control, message, FROM_AGENT_BYTES);
@@ -236,19 +350,32 @@ impl PlayedGuest {
         Some((decode(header), socket))
     }
 
-    /// Says hello, takes the two output streams and the start, and says that the process runs.
+    /// Comes up, takes the two output streams and the start, and says that the process runs.
     pub fn start(&mut self) -> (UnixStream, UnixStream) {
-        self.hello();
-        let (header, stdout) = self.connection().unwrap();
-        assert_eq!(header, StreamHeader::Stdout { process: 0 });
-        let (header, stderr) = self.connection().unwrap();
-        assert_eq!(header, StreamHeader::Stderr { process: 0 });
-        assert!(matches!(self.hear(), Some(ToAgent::Start(_))));
+        let streams = self.almost_start();
         self.say(&FromAgent::Started {
             process: 0,
             pid: 1,
             took_us: 3,
         });
+        streams
+    }
+
+    /// As [`Self::start`], up to the agent's last word.
+    pub fn almost_start(&mut self) -> (UnixStream, UnixStream) {
+        if self.is_restored() {
+            self.woken = Some(self.wake());
+        } else {
+            self.hello();
+        }
+        let (header, stdout) = self.connection().unwrap();
+        assert_eq!(header, StreamHeader::Stdout { process: 0 });
+        let (header, stderr) = self.connection().unwrap();
+        assert_eq!(header, StreamHeader::Stderr { process: 0 });
+        match self.hear() {
+            Some(ToAgent::Start(spec)) => self.spec = Some(spec),
+            other => panic!("{other:?}"),
+        }
         (stdout, stderr)
     }
 

@@ -2,15 +2,37 @@
 //! the control connection and 4 the listener. The argument is the directory for the agent's own places.
 
 use std::{
+    fs, io,
     os::fd::{FromRawFd, OwnedFd},
+    path::PathBuf,
     process::ExitCode,
 };
 
 use brig_agent::{
     agent::{self, Outcome, Setup},
-    error::one_line,
+    error::{AgentError, one_line},
     process::Places,
+    wake::Machine,
 };
+use rustix::time::Timespec;
+
+/// Writes down what a guest's kernel would be told: this one is the host's.
+#[derive(Debug)]
+struct Notebook(PathBuf);
+
+impl Machine for Notebook {
+    fn open(&mut self, _places: &Places) -> Result<(), AgentError> {
+        Ok(())
+    }
+
+    fn set_clock(&mut self, now: Timespec) -> io::Result<()> {
+        fs::write(self.0.join("clock"), format!("{}.{:09}", now.tv_sec, now.tv_nsec))
+    }
+
+    fn reseed(&mut self, seed: &[u8; 32]) -> io::Result<()> {
+        fs::write(self.0.join("seed"), seed)
+    }
+}
 
 fn main() -> ExitCode {
     let entered_us = agent::clock_us();
@@ -19,7 +41,7 @@ fn main() -> ExitCode {
     };
     // SAFETY: the parent has put both descriptors there and nothing else in this process owns them.
     let (control, listener) = unsafe { (OwnedFd::from_raw_fd(3), OwnedFd::from_raw_fd(4)) };
-    let places = Places::under(base);
+    let places = Places::under(base.clone());
     let abandon = || -> ! { std::process::exit(3) };
     match agent::serve(Setup {
         control,
@@ -27,6 +49,7 @@ fn main() -> ExitCode {
         places,
         entered_us,
         default_limit: None,
+        machine: Box::new(Notebook(base.into())),
         abandon,
     }) {
         Ok(Outcome::Shutdown) => ExitCode::SUCCESS,

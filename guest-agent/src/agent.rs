@@ -3,7 +3,7 @@
 use std::{os::fd::OwnedFd, time::Instant};
 
 use brig_protocol::{
-    agent::{ExitStatus, FromAgent, ToAgent, UnpackSpec, VERSION},
+    agent::{ExitStatus, FromAgent, ToAgent, UnpackSpec, VERSION, WakeSpec},
     frame::FrameError,
     spec::{Rlimit, SandboxSpec},
     stream::StreamHeader,
@@ -14,11 +14,13 @@ use crate::{
     control::Control,
     disks::Disks,
     error::{AgentError, Context, one_line},
+    prepared::Prepared,
     process::{Places, Process},
     reactor::{Reactor, Token},
     reaper::Reaper,
     streams::{Notice, Output, Streams},
     unpack,
+    wake::{self, Machine},
 };
 
 /// The number of the sandbox's first process.
@@ -37,6 +39,8 @@ pub struct Setup {
     pub entered_us: u64,
     /// A limit that a process gets whose spec says nothing about it, as the agent's own must not be inherited.
     pub default_limit: Option<Rlimit>,
+    /// The machine that a restore brings up to date.
+    pub machine: Box<dyn Machine>,
     /// Ends everything when the supervisor is gone in the middle of work that cannot be left otherwise.
     pub abandon: fn() -> !,
 }
@@ -76,10 +80,12 @@ struct Agent {
     reaper: Reaper,
     streams: Streams,
     disks: Disks,
+    prepared: Prepared,
     process: Option<Process>,
     places: Places,
     entered_us: u64,
     default_limit: Option<Rlimit>,
+    machine: Box<dyn Machine>,
     abandon: fn() -> !,
     shutting_down: bool,
 }
@@ -100,10 +106,12 @@ impl Agent {
             reaper,
             streams: Streams::new(),
             disks: Disks::default(),
+            prepared: Prepared::default(),
             process: None,
             places: setup.places,
             entered_us: setup.entered_us,
             default_limit: setup.default_limit,
+            machine: setup.machine,
             abandon: setup.abandon,
             shutting_down: false,
         })
@@ -129,6 +137,9 @@ impl Agent {
             self.heed_all(notices);
             self.report_exit()?;
             if self.shutting_down && !self.process.as_ref().is_some_and(Process::is_running) {
+                // Its mounts lie over the disk.
+                self.process = None;
+                self.prepared = Prepared::default();
                 self.disks.release();
                 return Ok(Outcome::Shutdown);
             }
@@ -155,9 +166,12 @@ impl Agent {
                 Ok(())
             }
             Token::Signals => {
-                let process = &mut self.process;
+                let (process, prepared) = (&mut self.process, &mut self.prepared);
                 self.reaper
-                    .collect(|pid, status| note_end(process, pid, status))
+                    .collect(|pid, status| {
+                        note_end(process, pid, status);
+                        prepared.child_ended(pid);
+                    })
                     .step("collect a child")
             }
             Token::Stream { id, end } => {
@@ -190,7 +204,8 @@ impl Agent {
                 // There is no other process.
                 ToAgent::Signal { .. } => {}
                 ToAgent::Unpack(spec) => self.unpack(&spec)?,
-                ToAgent::Prepare(_) | ToAgent::Wake(_) => {}
+                ToAgent::Prepare(spec) => self.prepare(&spec)?,
+                ToAgent::Wake(spec) => self.wake(&spec)?,
                 ToAgent::Shutdown => {
                     self.shutting_down = true;
                     if let Some(process) = &self.process {
@@ -215,7 +230,7 @@ impl Agent {
         }
         let result = match self.process {
             Some(_) => Err(AgentError::AlreadyStarted),
-            None => Process::start(&spec, &self.places, &mut self.disks),
+            None => Process::start(&spec, &self.places, &mut self.disks, &mut self.prepared),
         };
         let answer = match result {
             Ok(process) => {
@@ -228,11 +243,7 @@ impl Agent {
                     took_us,
                 }
             }
-            Err(error) => FromAgent::StartFailed {
-                process: FIRST,
-                kind: error.start_failure(),
-                message: one_line(&error),
-            },
+            Err(error) => start_failed(&error),
         };
         self.send(&answer)?;
         let arrived: Vec<_> = self.streams.waiting();
@@ -242,6 +253,30 @@ impl Agent {
                 .map(|(id, header)| Notice::Arrived { id, header }),
         );
         Ok(())
+    }
+
+    fn prepare(&mut self, spec: &SandboxSpec) -> Result<(), AgentError> {
+        let result = match self.process {
+            Some(_) => Err(AgentError::AlreadyStarted),
+            None => self
+                .machine
+                .open(&self.places)
+                .and_then(|()| self.prepared.make(spec, &self.places, &mut self.disks)),
+        };
+        let answer = match result {
+            Ok(()) => FromAgent::Prepared,
+            Err(error) => start_failed(&error),
+        };
+        self.send(&answer)
+    }
+
+    /// Brings a restored guest up to date. One that cannot be is ended: its random numbers may be another guest's.
+    fn wake(&mut self, spec: &WakeSpec) -> Result<(), AgentError> {
+        wake::wake(&mut *self.machine, spec, &self.places)?;
+        if let (Some(identity), Some(process)) = (&spec.identity, &self.process) {
+            process.rename(identity, &self.places)?;
+        }
+        self.send(&FromAgent::Awake)
     }
 
     /// Unpacks an image; the loop stands still meanwhile, as there is nothing else to serve.
@@ -332,6 +367,15 @@ impl Agent {
         self.reactor
             .modify(&self.control, Token::Control, events)
             .step("wait for events")
+    }
+}
+
+/// What the supervisor is told of a start, or of its preparation, that failed.
+fn start_failed(error: &AgentError) -> FromAgent {
+    FromAgent::StartFailed {
+        process: FIRST,
+        kind: error.start_failure(),
+        message: one_line(error),
     }
 }
 

@@ -1,14 +1,15 @@
 //! The guest's block devices: the image and the writable disk of a sandbox.
 
 use std::{
-    ffi::CStr,
     fs::File,
-    io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
-use brig_launcher::{Root, rootfs::Overlay};
+use brig_launcher::{
+    Root,
+    rootfs::{Content, Disk, Overlay},
+};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::{
@@ -16,79 +17,84 @@ use crate::{
     process::Places,
 };
 
-/// Options of the writable disk. Without `noinit_itable` a kernel thread would write zeros to a new filesystem's inode
-/// tables for minutes, each byte of them work and space of the host's.
-const EXT4_OPTIONS: &CStr = c"noinit_itable";
-
 /// What is mounted from the disks. The writable one stays mounted when the sandbox's process has ended, so that unmounting
 /// it holds up nobody who waits for the exit status.
 #[derive(Debug, Default)]
 pub struct Disks {
-    writable: Option<PathBuf>,
+    /// The number and place of the writable disk that is mounted last.
+    writable: Option<(u8, PathBuf)>,
+    /// The number of the one that the process that waits has in its mount namespace.
+    prepared: Option<u8>,
 }
 
 impl Disks {
-    /// Mounts the image on one disk and the writable layer on another.
-    pub(crate) fn mount_root(
-        &mut self,
-        image: u8,
-        writable: u8,
-        places: &Places,
-    ) -> Result<Root, AgentError> {
+    /// Mounts a writable disk in the agent's mount namespace unless it is there. One that was mounted before is covered and
+    /// never touched again: after a restore it may be another disk than the one that the kernel knows.
+    pub(crate) fn mount_writable(&mut self, number: u8, places: &Places) -> Result<(), AgentError> {
+        if self
+            .writable
+            .as_ref()
+            .is_some_and(|(mounted, _)| *mounted == number)
+        {
+            return Ok(());
+        }
         ensure_devices(&places.devices())?;
-        let quiet = MountFlags::NOATIME;
-        mount_disk(
-            "the image",
-            image,
-            places,
-            &places.image(),
-            "erofs",
-            quiet | MountFlags::RDONLY,
-            None,
-        )?;
-        mount_disk(
-            "the writable layer",
-            writable,
-            places,
-            &places.disk(),
-            "ext4",
-            quiet,
-            Some(EXT4_OPTIONS),
-        )?;
-        self.writable = Some(places.disk());
+        disk(places, number, Content::Writable).mount()?;
+        self.writable = Some((number, places.disk()));
+        Ok(())
+    }
+
+    /// Notes that the mount namespace of a process that waits is a copy of the agent's as it is now.
+    pub(crate) fn mark_prepared(&mut self) {
+        self.prepared = self.writable.as_ref().map(|(number, _)| *number);
+    }
+
+    /// Mounts the writable layer on one disk; the image on the other is mounted by the sandbox's process, where the agent's
+    /// mount namespace has no copy of it.
+    pub(crate) fn make_root(&mut self, image: u8, writable: u8, places: &Places) -> Result<Root, AgentError> {
+        self.mount_writable(writable, places)?;
+        let mut disks = vec![disk(places, image, Content::Image)];
+        if self.prepared.is_some_and(|prepared| prepared != writable) {
+            disks.push(disk(places, writable, Content::Writable));
+        }
         Ok(Root::Overlay(Overlay {
+            disks,
             image: places.image(),
             writable: places.disk(),
             at: places.root(),
         }))
     }
 
+    /// Writes everything to the writable disk. As sync(2) this reports nothing.
+    pub fn sync(&self) {
+        // Not sync(2): it would write to a covered disk as well.
+        if let Some((_, path)) = &self.writable
+            && let Ok(directory) = File::open(path)
+        {
+            let _ = rustix::fs::syncfs(&directory);
+        }
+    }
+
     /// Writes everything to the writable disk and lets go of it. Nothing may use it any more; if something does, it is
     /// written all the same.
     pub fn release(&mut self) {
-        if let Some(path) = self.writable.take()
-            && unmount(&path, UnmountFlags::empty()).is_err()
-        {
-            rustix::fs::sync();
+        self.sync();
+        if let Some((_, path)) = self.writable.take() {
+            let _ = unmount(&path, UnmountFlags::empty());
         }
     }
 }
 
-fn mount_disk(
-    what: &'static str,
-    number: u8,
-    places: &Places,
-    target: &Path,
-    kind: &str,
-    flags: MountFlags,
-    options: Option<&CStr>,
-) -> Result<(), AgentError> {
-    let device = disk_path(places, number);
-    mount(&device, target, kind, flags, options).map_err(|e| AgentError::Disk {
-        what,
-        device: device.display().to_string(),
-        source: e.into(),
-    })
+fn disk(places: &Places, number: u8, content: Content) -> Disk {
+    let at = match content {
+        Content::Image => places.image(),
+        Content::Writable => places.disk(),
+    };
+    Disk {
+        content,
+        device: disk_path(places, number),
+        at,
+    }
 }
 
 /// Opens a disk for direct I/O (open(2), `O_DIRECT`).
@@ -139,7 +145,6 @@ pub(crate) fn ensure_devices(devices: &Path) -> Result<(), AgentError> {
         MountFlags::NOSUID | MountFlags::NOEXEC,
         None,
     )
-    .map_err(io::Error::from)
     .step("mount devtmpfs")
 }
 

@@ -1,6 +1,8 @@
 //! Errors of the agent.
 
-use std::{error::Error, fmt::Write, io};
+use std::io;
+
+pub use brig_launcher::error::{LINE_CHARS, one_line};
 
 use brig_launcher::LaunchError;
 use brig_protocol::{agent::StartFailure, frame::FrameError};
@@ -61,38 +63,5 @@ impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
             action,
             source: e.into(),
         })
-    }
-}
-
-/// Most characters of a line for the user.
-pub const LINE_CHARS: usize = 1024;
-
-/// An error and its causes in one line without control characters, at most [`LINE_CHARS`] long.
-pub fn one_line(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        // Writing to a String does not fail.
-        let _ = write!(line, ": {error}");
-        cause = error.source();
-    }
-    line.chars()
-        .filter(|c| !c.is_control())
-        .take(LINE_CHARS)
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn causes_follow_in_one_line() {
-        let error = AgentError::Disk {
-            what: "the image",
-            device: "/dev/vda".into(),
-            source: io::Error::other("bad\nmagic"),
-        };
-        assert_eq!(one_line(&error), "cannot mount the image from /dev/vda: badmagic");
     }
 }

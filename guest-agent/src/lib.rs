@@ -9,7 +9,8 @@
 //! | a new stream, and bytes on those that exist | [`streams`], [`relay`] |
 //! | the end of a child | [`reaper`] |
 //!
-//! What a message asks for is done by [`process`] (the sandbox and its first process), [`disks`] and [`unpack`].
+//! What a message asks for is done by [`process`] (the sandbox and its first process), [`prepared`] (what of that can be done in
+//! advance), [`wake`] (what a restore has to change), [`disks`] and [`unpack`].
 //! [`machine`] and [`vsock`] are what only a guest has; everything else works on descriptors that it is given, so
 //! that a test can play the supervisor over socket pairs.
 
@@ -18,6 +19,7 @@ pub mod control;
 pub mod disks;
 pub mod error;
 pub mod machine;
+pub mod prepared;
 pub mod process;
 pub mod reactor;
 pub mod reaper;
@@ -25,3 +27,4 @@ pub mod relay;
 pub mod streams;
 pub mod unpack;
 pub mod vsock;
+pub mod wake;

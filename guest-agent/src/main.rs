@@ -12,7 +12,7 @@ use brig_agent::{
     error::{AgentError, one_line},
     machine,
     process::Places,
-    vsock,
+    vsock, wake,
 };
 
 /// Where the C library's start-up code ends.
@@ -37,6 +37,7 @@ fn run(entered_us: u64) -> Result<(), AgentError> {
         places: Places::under("/"),
         entered_us,
         default_limit: Some(machine::PROCESS_OPEN_FILES),
+        machine: Box::new(wake::Kernel::default()),
         abandon: machine::reset,
     })?;
     Ok(())

@@ -2,20 +2,18 @@
 
 use std::{
     fs::OpenOptions,
-    io,
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
-use brig_launcher::{Launch, cgroup::Cgroup, network};
+use brig_launcher::{Launch, files, running};
 use brig_protocol::{
-    agent::ExitStatus,
-    spec::{CgroupSpec, RootSpec, SandboxSpec},
+    agent::{ExitStatus, Identity},
+    spec::{RootSpec, SandboxSpec},
 };
 use rustix::{
-    io::{Errno, ioctl_fionread},
-    mount::{MountFlags, mount},
+    io::ioctl_fionread,
     pipe::{PipeFlags, pipe_with},
     process::{Pid, Signal, kill_process},
 };
@@ -23,6 +21,7 @@ use rustix::{
 use crate::{
     disks::{self, Disks},
     error::{AgentError, Context},
+    prepared::{Prepared, make_cgroup},
     streams::Output,
 };
 
@@ -87,6 +86,10 @@ enum OutputState {
 #[derive(Debug)]
 pub struct Process {
     pid: Pid,
+    /// Its mount namespace, which its end would take apart before anybody hears of it.
+    _mounts: Option<OwnedFd>,
+    /// The paths of the engine's files, in the order of the spec.
+    files: Vec<String>,
     status: Option<(ExitStatus, Instant)>,
     stdin: Option<OwnedFd>,
     stdout: OutputState,
@@ -99,25 +102,39 @@ impl Process {
     ///
     /// # Errors
     /// [`AgentError`]; its [`start_failure`](AgentError::start_failure) is what the supervisor is told.
-    pub fn start(spec: &SandboxSpec, places: &Places, disks: &mut Disks) -> Result<Self, AgentError> {
+    pub fn start(
+        spec: &SandboxSpec,
+        places: &Places,
+        disks: &mut Disks,
+        prepared: &mut Prepared,
+    ) -> Result<Self, AgentError> {
         let root = match &spec.root {
-            RootSpec::Disks { image, writable } => disks.mount_root(*image, *writable, places)?,
+            RootSpec::Disks { image, writable } => disks.make_root(*image, *writable, places)?,
             RootSpec::Directory { path } => brig_launcher::Root::Directory(path.into()),
         };
-        network::enter_new()?;
-        let cgroup = make_cgroup(&spec.cgroup, &places.cgroups())?;
+        prepared.enter_network()?;
+        let zygote = prepared.take_zygote(spec);
+        let cgroup = match &zygote {
+            // It is in its cgroup.
+            Some(_) => None,
+            None => make_cgroup(&spec.cgroup, &places.cgroups())?,
+        };
         let (stdin_read, stdin) = standard_input(spec.process.stdin, places)?;
         let (stdout, stdout_write) = pipe()?;
         let (stderr, stderr_write) = pipe()?;
-        let pid = brig_launcher::start(Launch {
+        let launch = Launch {
             spec,
             root: &root,
             files: &places.files(),
             cgroup: cgroup.as_ref(),
             stdio: [stdin_read, stdout_write, stderr_write],
-        })?;
+        };
+        let pid = brig_launcher::start(launch, zygote)?;
         Ok(Self {
             pid,
+            // Without it the end is said later.
+            _mounts: running::mount_namespace(pid).ok(),
+            files: spec.files.iter().map(|file| file.path.clone()).collect(),
             status: None,
             stdin,
             stdout: OutputState::Unclaimed(stdout),
@@ -151,6 +168,23 @@ impl Process {
             let signal = unsafe { Signal::from_raw_unchecked(i32::from(number)) };
             let _ = kill_process(self.pid, signal);
         }
+    }
+
+    /// Makes it who `identity` says. A file that is not among those of its spec is passed over, and one that has ended is no
+    /// error.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub fn rename(&self, identity: &Identity, places: &Places) -> Result<(), AgentError> {
+        for file in &identity.files {
+            if let Some(index) = self.files.iter().position(|path| *path == file.path) {
+                files::rewrite(&places.files(), index, file)?;
+            }
+        }
+        if self.is_running() {
+            running::set_hostname(self.pid, &identity.hostname).step("set the sandbox's hostname")?;
+        }
+        Ok(())
     }
 
     /// The write end of its standard input, once.
@@ -227,21 +261,4 @@ fn standard_input(wanted: bool, places: &Places) -> Result<(OwnedFd, Option<Owne
         .write(true)
         .open(places.devices().join("null"));
     Ok((null.step("open /dev/null")?.into(), None))
-}
-
-/// A cgroup for the limits, when there are any: without, the root of the guest's only hierarchy does, and the filesystem
-/// need not be mounted.
-fn make_cgroup(limits: &CgroupSpec, parent: &Path) -> Result<Option<Cgroup>, AgentError> {
-    if *limits == CgroupSpec::default() {
-        return Ok(None);
-    }
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    match mount("cgroup", parent, "cgroup2", flags, None) {
-        // It is mounted there already.
-        Err(Errno::BUSY) => {}
-        result => result
-            .map_err(io::Error::from)
-            .step("mount the cgroup filesystem")?,
-    }
-    Ok(Some(Cgroup::create(parent, "sandbox", limits)?))
 }

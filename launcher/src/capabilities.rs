@@ -15,10 +15,12 @@ use crate::error::{Context, LaunchError};
 /// The highest capability number that capset(2) can express.
 const LAST: u32 = 63;
 
-/// Takes every capability that is not in `keep` out of the bounding set. Needs `CAP_SETPCAP`.
-pub(crate) fn bound(keep: CapabilitySet) -> Result<(), LaunchError> {
+/// Takes every capability of `present` that is not in `keep` out of the bounding set. Needs `CAP_SETPCAP`; what the
+/// process has at present it keeps until it executes a program.
+pub(crate) fn bound(present: CapabilitySet, keep: CapabilitySet) -> Result<(), LaunchError> {
+    let drop = present.0 & !keep.0;
     for number in 0..=LAST {
-        if keep.0 & 1 << number != 0 {
+        if drop & 1 << number == 0 {
             continue;
         }
         match remove_capability_from_bounding_set(KernelSet::from_bits_retain(1 << number)) {
@@ -27,6 +29,11 @@ pub(crate) fn bound(keep: CapabilitySet) -> Result<(), LaunchError> {
             result => result.step_on("drop the capability", number)?,
         }
     }
+    Ok(())
+}
+
+/// Clears the ambient set.
+pub(crate) fn clear_ambient() -> Result<(), LaunchError> {
     clear_ambient_capability_set().step("clear the ambient capabilities")
 }
 

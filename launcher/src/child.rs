@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use brig_protocol::spec::{ProcessSpec, SandboxSpec};
+use brig_protocol::spec::{CapabilitySet, ProcessSpec, SandboxSpec};
 use rustix::{
     fs::{FileType, Gid, Mode, Uid, fchown, fstat},
     process::{chdir, setsid, umask},
@@ -25,6 +25,7 @@ use crate::{
     files, masked, mounts, rlimits,
     rootfs::{self, Root},
     signals, sysctls,
+    trees::Trees,
     user::{self, Identity},
 };
 
@@ -33,26 +34,43 @@ pub(crate) struct Plan<'a> {
     pub spec: &'a SandboxSpec,
     pub root: &'a Root,
     pub files: &'a Path,
-    pub cgroup: Option<&'a Cgroup>,
     pub stdio: &'a [OwnedFd; 3],
 }
 
 /// Sets the sandbox up around the calling process, then executes the spec's program in its place.
-pub(crate) fn become_process(plan: &Plan<'_>) -> Result<Infallible, LaunchError> {
-    let process = &plan.spec.process;
+pub(crate) fn become_process(plan: &Plan<'_>, cgroup: Option<&Cgroup>) -> Result<Infallible, LaunchError> {
+    let capabilities = plan.spec.process.capabilities;
+    begin(capabilities, cgroup)?;
+    complete(plan, capabilities, None)
+}
+
+/// What depends neither on the image nor on who the sandbox is. The bounding set is that of `capabilities` then.
+pub(crate) fn begin(capabilities: CapabilitySet, cgroup: Option<&Cgroup>) -> Result<(), LaunchError> {
     umask(Mode::from_raw_mode(0o022));
     setsid().step("start a session")?;
+    signals::reset().step("reset the signals")?;
+    capabilities::bound(CapabilitySet(u64::MAX), capabilities)?;
+    capabilities::clear_ambient()?;
+    enter_cgroup(cgroup)?;
+    rootfs::make_private()
+}
+
+/// The rest of the way, after [`begin`]. `trees` are the spec's mounts when they have been made in advance.
+pub(crate) fn complete(
+    plan: &Plan<'_>,
+    bounding: CapabilitySet,
+    trees: Option<Trees>,
+) -> Result<Infallible, LaunchError> {
+    let process = &plan.spec.process;
     sethostname(plan.spec.hostname.as_bytes()).step_on("set the hostname", &plan.spec.hostname)?;
-    enter_cgroup(plan.cgroup)?;
-    fill_root(plan)?;
+    fill_root(plan, trees)?;
 
     let identity = user::resolve(&process.user)?;
     let program = Program::new(&process.args, &environment(process, &identity)?)?;
     enter_working_directory(&process.cwd)?;
     take_stdio(plan.stdio, &identity)?;
-    signals::reset().step("reset the signals")?;
-    capabilities::bound(process.capabilities)?;
-    // From here on nothing large is allocated: the limits hold for this process, and its memory is the caller's.
+    capabilities::bound(bounding, process.capabilities)?;
+    // From here on nothing large is allocated: the limits hold for this process, and its memory may be the caller's.
     rlimits::apply(&process.rlimits)?;
     assume(&identity)?;
     capabilities::limit(process.capabilities)?;
@@ -73,12 +91,24 @@ fn enter_cgroup(cgroup: Option<&Cgroup>) -> Result<(), LaunchError> {
 }
 
 /// Enters the root filesystem and mounts over it what the spec wants.
-fn fill_root(plan: &Plan<'_>) -> Result<(), LaunchError> {
+fn fill_root(plan: &Plan<'_>, trees: Option<Trees>) -> Result<(), LaunchError> {
     let spec = plan.spec;
     let root = plan.root.mount()?;
     // Between the two: the root comes first in /proc/mounts, as everybody expects, and the files still have a name.
     let files = files::prepare(&spec.files, plan.files)?;
     rootfs::enter(root)?;
+    let Some(trees) = trees else {
+        furnish(spec)?;
+        files::bind(files)?;
+        return cover(spec, |_| true);
+    };
+    trees.attach()?;
+    files::bind(files)?;
+    cover(spec, |path| !trees.hold(path))
+}
+
+/// Mounts the spec's filesystems below the root of the calling process and fills them.
+pub(crate) fn furnish(spec: &SandboxSpec) -> Result<(), LaunchError> {
     for mount in &spec.mounts {
         mounts::mount(mount)?;
     }
@@ -88,9 +118,13 @@ fn fill_root(plan: &Plan<'_>) -> Result<(), LaunchError> {
     if mounts::any_on(&spec.mounts, "/proc") {
         sysctls::apply()?;
     }
-    files::bind(files)?;
-    masked::make_read_only(&spec.readonly_paths)?;
-    masked::hide(&spec.masked_paths)
+    Ok(())
+}
+
+/// Makes those of the spec's paths read-only or hides them that `which` says.
+pub(crate) fn cover(spec: &SandboxSpec, which: impl Fn(&str) -> bool) -> Result<(), LaunchError> {
+    masked::make_read_only(spec.readonly_paths.iter().filter(|path| which(path)))?;
+    masked::hide(spec.masked_paths.iter().filter(|path| which(path)))
 }
 
 /// The spec's environment, with `HOME` from the image when the spec has none.

@@ -1,6 +1,10 @@
 //! Why a process could not be started, in one line for the user, as Docker words it where Docker has words.
 
-use std::{fmt::Display, io};
+use std::{
+    error::Error,
+    fmt::{Display, Write},
+    io,
+};
 
 use brig_protocol::agent::StartFailure;
 
@@ -42,6 +46,14 @@ pub enum LaunchError {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// What another process said that was to become the sandbox's: a kind and a line.
+    #[error("{message}")]
+    Reported {
+        /// The kind of its failure.
+        kind: StartFailure,
+        /// Its failure, causes included.
+        message: String,
+    },
     /// The kernel refused a step.
     #[error("cannot {action}")]
     Step {
@@ -59,6 +71,7 @@ impl LaunchError {
         match self {
             Self::NotInPath { .. } | Self::NoSuchProgram { .. } => StartFailure::NotFound,
             Self::NotExecutable { .. } => StartFailure::NotExecutable,
+            Self::Reported { kind, .. } => *kind,
             Self::User(error) if error.is_unknown() => StartFailure::UnknownUser,
             Self::User(_) | Self::BadSpec { .. } | Self::Step { .. } => StartFailure::Other,
         }
@@ -87,5 +100,37 @@ impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
             action: format!("{action} {object}"),
             source: e.into(),
         })
+    }
+}
+
+/// Most characters of a line for the user.
+pub const LINE_CHARS: usize = 1024;
+
+/// An error and its causes in one line without control characters, at most [`LINE_CHARS`] long.
+pub fn one_line(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // Writing to a String does not fail.
+        let _ = write!(line, ": {error}");
+        cause = error.source();
+    }
+    line.chars()
+        .filter(|c| !c.is_control())
+        .take(LINE_CHARS)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_follow_in_one_line() {
+        let error = LaunchError::Step {
+            action: "mount the image".into(),
+            source: io::Error::other("bad\nmagic"),
+        };
+        assert_eq!(one_line(&error), "cannot mount the image: badmagic");
     }
 }

@@ -50,6 +50,14 @@ pub(crate) fn prepare<'a>(files: &'a [FileSpec], directory: &Path) -> Result<Vec
         .collect()
 }
 
+/// Gives file number `index` of a running sandbox's spec other content: the file in `directory` is the one that is bound.
+///
+/// # Errors
+/// [`LaunchError::Step`].
+pub fn rewrite(directory: &Path, index: usize, file: &FileSpec) -> Result<(), LaunchError> {
+    write(&directory.join(index.to_string()), file).step_on("write", &file.path)
+}
+
 /// Binds the prepared files. Called inside of the root filesystem.
 pub(crate) fn bind(files: Vec<Prepared<'_>>) -> Result<(), LaunchError> {
     for file in files {

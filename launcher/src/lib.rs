@@ -6,6 +6,7 @@
 //! | step | file |
 //! |---|---|
 //! | the caller makes the network namespace, the cgroup and the root filesystem's parts | [`network`], [`cgroup`] |
+//! | the process is made in advance, when there is time: [`start`] then goes on at the root filesystem | [`zygote`], `trees`, `channel` |
 //! | the process is made in its mount, pid, uts and ipc namespaces | [`namespaces`] |
 //! | it joins its cgroup and takes that for the root of its cgroup namespace | [`cgroup`] |
 //! | it enters the root filesystem and lets go of the old one | [`rootfs`] |
@@ -22,27 +23,32 @@
 
 pub mod capabilities;
 pub mod cgroup;
+mod channel;
 mod child;
 pub mod devices;
 pub mod error;
 pub mod exec;
 pub mod files;
 pub mod masked;
+pub mod memory;
 pub mod mounts;
 pub mod namespaces;
 pub mod network;
 pub mod rlimits;
 pub mod rootfs;
+pub mod running;
 pub mod signals;
 pub mod sysctls;
+mod trees;
 pub mod user;
+pub mod zygote;
 
 use std::{os::fd::OwnedFd, path::Path};
 
 use brig_protocol::spec::SandboxSpec;
 use rustix::process::Pid;
 
-pub use crate::{error::LaunchError, rootfs::Root};
+pub use crate::{error::LaunchError, rootfs::Root, zygote::Zygote};
 
 /// What [`start`] needs besides the spec: what the caller has made ready.
 #[derive(Debug)]
@@ -63,12 +69,19 @@ pub struct Launch<'a> {
 /// Starts the first process of a sandbox and returns its pid as the caller sees it, once the exec has succeeded; inside
 /// it is pid 1. It inherits the network namespace of the calling thread, see [`network::enter_new`].
 ///
+/// With a `zygote` that [suits](Zygote::suits) the spec and is alive it is that; another one is ended.
+///
 /// The calling thread is suspended meanwhile. The process is the caller's child: its exit is the caller's to collect.
 /// A process that could not be started has been collected already, and its mounts and namespaces are gone.
 ///
 /// # Errors
 /// [`LaunchError`]; its [`kind`](LaunchError::kind) decides the exit code.
-pub fn start(launch: Launch<'_>) -> Result<Pid, LaunchError> {
+pub fn start(launch: Launch<'_>, zygote: Option<Zygote>) -> Result<Pid, LaunchError> {
+    if let Some(zygote) = zygote.filter(|zygote| zygote.suits(launch.spec))
+        && let Some(pid) = zygote.start(&launch)?
+    {
+        return Ok(pid);
+    }
     let Launch {
         spec,
         root,
@@ -77,12 +90,12 @@ pub fn start(launch: Launch<'_>) -> Result<Pid, LaunchError> {
         stdio,
     } = &launch;
     namespaces::run_in_new(&|| {
-        child::become_process(&child::Plan {
+        let plan = child::Plan {
             spec,
             root,
             files,
-            cgroup: *cgroup,
             stdio,
-        })
+        };
+        child::become_process(&plan, *cgroup)
     })
 }

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Hides `paths`: a directory behind an empty read-only tmpfs, anything else behind the null device.
-pub(crate) fn hide(paths: &[String]) -> Result<(), LaunchError> {
+pub(crate) fn hide<'a>(paths: impl Iterator<Item = &'a String>) -> Result<(), LaunchError> {
     let mut cover = None;
     for path in paths {
         let Some(target) = existing(path).step_on("hide", path)? else {
@@ -46,7 +46,7 @@ fn hide_one(target: &OwnedFd, cover: &mut Option<OwnedFd>) -> io::Result<()> {
 }
 
 /// Makes `paths` read-only by binding each over itself.
-pub(crate) fn make_read_only(paths: &[String]) -> Result<(), LaunchError> {
+pub(crate) fn make_read_only<'a>(paths: impl Iterator<Item = &'a String>) -> Result<(), LaunchError> {
     for path in paths {
         let Some(target) = existing(path).step_on("make read-only", path)? else {
             continue;
@@ -78,7 +78,11 @@ fn existing(path: &str) -> Result<Option<OwnedFd>, Errno> {
 }
 
 /// A detached copy of the mount at a path (open_tree(2)).
-fn clone_tree(directory: impl std::os::fd::AsFd, path: &str, flags: OpenTreeFlags) -> io::Result<OwnedFd> {
+pub(crate) fn clone_tree(
+    directory: impl std::os::fd::AsFd,
+    path: &str,
+    flags: OpenTreeFlags,
+) -> io::Result<OwnedFd> {
     let flags = flags
         | OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC

@@ -27,7 +27,7 @@ pub fn mount(spec: &MountSpec) -> Result<(), LaunchError> {
 }
 
 /// The directory that a mount goes to, made when it is missing.
-fn target_directory(spec: &MountSpec) -> Result<OwnedFd, LaunchError> {
+pub(crate) fn target_directory(spec: &MountSpec) -> Result<OwnedFd, LaunchError> {
     if !spec.target.starts_with('/') {
         return Err(LaunchError::BadSpec {
             what: "mount target",

@@ -29,12 +29,13 @@ const STACK_BYTES: usize = 512 << 10;
 /// Bytes of the guard page.
 const GUARD_BYTES: usize = 4096;
 
-/// The exit code of a child that could not become the process; nobody but [`run_in_new`] sees it.
-const FAILED: c_int = 125;
+/// The exit code of a child that could not become the process; nobody but whoever made it sees it.
+pub(crate) const FAILED: c_int = 125;
 
 /// The namespaces of a sandbox that its first process is made in. The network namespace exists already, and the cgroup
 /// namespace follows when the cgroup has been joined.
-const NAMESPACES: c_int = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
+pub(crate) const NAMESPACES: c_int =
+    libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
 
 /// Runs `body` as a child process in new namespaces until it executes a program; returns the child's pid then.
 ///
@@ -55,15 +56,14 @@ pub fn run_in_new(body: &Body<'_>) -> Result<Pid, LaunchError> {
     match task.error.take() {
         None => Ok(pid),
         Some(error) => {
-            // It ends at once. Whoever else collects all children may have been faster (ECHILD).
-            let _ = rustix::io::retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
+            collect(pid);
             Err(error)
         }
     }
 }
 
 /// What a child does.
-type Body<'a> = dyn Fn() -> Result<Infallible, LaunchError> + 'a;
+pub(crate) type Body<'a> = dyn Fn() -> Result<Infallible, LaunchError> + 'a;
 
 /// What the child does, and what it says when it fails.
 struct Task<'a> {
@@ -90,17 +90,26 @@ fn clone_sharing_memory(stack: &mut Stack, task: &mut Task<'_>) -> io::Result<Pi
 extern "C" fn entry(task: *mut c_void) -> c_int {
     // SAFETY: `clone_sharing_memory` passes a pointer to its `Task` and does not run meanwhile.
     let task = unsafe { &mut *task.cast::<Task<'_>>() };
-    // A panic must not unwind into the C library's frame below this one.
-    task.error = match catch_unwind(AssertUnwindSafe(task.body)) {
-        Ok(Err(error)) => Some(error),
-        Ok(Ok(never)) => match never {},
-        Err(_) => Some(LaunchError::Step {
-            action: "set the sandbox up".to_owned(),
-            source: io::Error::other("the launcher panicked"),
-        }),
-    };
+    task.error = Some(run_caught(task.body));
     // The C library ends the child by the exit system call alone: no handler of the caller's runs.
     FAILED
+}
+
+/// Runs `body` to its error. A panic is one too: it must not unwind into the frames of the caller of clone(2).
+pub(crate) fn run_caught(body: &Body<'_>) -> LaunchError {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Err(error)) => error,
+        Ok(Ok(never)) => match never {},
+        Err(_) => LaunchError::Step {
+            action: "set the sandbox up".to_owned(),
+            source: io::Error::other("the launcher panicked"),
+        },
+    }
+}
+
+/// Collects a child that ends at once. Whoever else collects all children may have been faster (ECHILD).
+pub(crate) fn collect(pid: Pid) {
+    let _ = rustix::io::retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()));
 }
 
 /// An anonymous mapping with a guard page at its low end.

@@ -235,6 +235,7 @@ fn an_overlay_keeps_what_is_written_and_leaves_the_image_alone() {
     let writable = tempfile::tempdir().unwrap();
     let at = tempfile::tempdir().unwrap();
     let root = Root::Overlay(Overlay {
+        disks: vec![],
         image: image.path().into(),
         writable: writable.path().into(),
         at: at.path().into(),

@@ -195,11 +195,14 @@ pub enum UnpackFailure {
 }
 
 /// What to unpack. The blobs are on the first disk ([`crate::vmm::BootConfig::disks`]), one after the other, each
-/// starting at a multiple of 4,096 bytes; the EROFS image goes to the second.
+/// starting at a multiple of 4,096 bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnpackSpec {
     /// The layers, lowest first; at most [`LAYERS_MAX`].
     pub layers: Vec<LayerSpec>,
+    /// Position of the disk that the EROFS image goes to: 1 after a boot; 2 after a restore from a template, whose guest
+    /// has another one mounted in between.
+    pub target: u8,
     /// Most bytes that the EROFS image may have.
     pub max_bytes: u64,
     /// Most inodes that it may have.

@@ -7,6 +7,7 @@ mod logs;
 mod run;
 pub mod supervise;
 mod system;
+mod template;
 
 use std::{
     fmt::Display,
@@ -41,6 +42,7 @@ pub async fn dispatch(command: Command, began_ns: u64) -> Result<i32, Failure> {
         Command::Logs(options) => logs::logs(&engine, &options).await,
         Command::Images(options) => images::list(&engine, &options),
         Command::Load(options) => images::load(&engine, &options),
+        Command::Template(command) => template::dispatch(&engine, command).await,
         Command::System(System::Info) => system::info(&engine).await,
         Command::Version => system::version(),
     }

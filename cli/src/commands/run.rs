@@ -6,22 +6,28 @@ use brig_engine::{
     CreateOptions, Engine, Error, SandboxId,
     clock::{Timing, monotonic_ns},
     engine::{Session, StartOptions},
+    error::chain,
     port::{PORTS_MAX, PortError},
+    template::{self, Ensured, Shape},
+    unpack::Report,
 };
 use brig_image_store::Image;
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
 use super::print;
 use crate::{
-    arguments::{Run, Start},
+    arguments::{Run, Start as StartArguments},
     failure::Failure,
     foreground,
     progress::Step,
     timing,
 };
 
-/// What the spinner says while a guest boots.
-const BOOTING: &str = "Starting the guest";
+/// What the spinner says while a guest starts.
+const STARTING: &str = "Starting the guest";
+
+/// What a user is told who waits for a template.
+const MAKING: &str = "Making a template of a started guest: this is done once for each size of guest";
 
 /// `brig run`.
 pub async fn run(engine: &Engine, options: Run, began_ns: u64) -> Result<i32, Failure> {
@@ -30,28 +36,48 @@ pub async fn run(engine: &Engine, options: Run, began_ns: u64) -> Result<i32, Fa
     let image = engine.find_image(&options.image).map_err(Failure::of_run)?;
     // What is wrong with the options is told before the image is unpacked, which takes long.
     engine.check(&image, &wishes).map_err(Failure::of_run)?;
-    interrupts.end(unpack(engine, &image)).await??;
+    let cold = options.no_template || template::switched_off();
+    interrupts.end(unpack(engine, &image, cold)).await??;
+    let shape = Shape::new(options.cpus, options.memory);
+    let template_ns = interrupts.end(template_for(engine, shape, cold)).await?;
     let config = engine.create(&image, &wishes).map_err(Failure::of_run)?;
-    let result = start_created(engine, &options, &config.id, &mut interrupts, began_ns).await;
+    let start = Start {
+        engine,
+        options: &options,
+        id: &config.id,
+        cold,
+        template_ns,
+        began_ns,
+    };
+    let result = start_created(start, &mut interrupts).await;
     if result.is_err() && options.rm {
         discard(engine, &config.id).await;
     }
     result
 }
 
-/// Starts a sandbox that has just been made, and stays with it unless it is to run in the background.
-async fn start_created(
-    engine: &Engine,
-    options: &Run,
-    id: &SandboxId,
-    interrupts: &mut Interrupts,
+/// The start of a sandbox that has just been made.
+struct Start<'a> {
+    engine: &'a Engine,
+    options: &'a Run,
+    id: &'a SandboxId,
+    cold: bool,
+    /// When a template was made for it.
+    template_ns: Option<u64>,
     began_ns: u64,
-) -> Result<i32, Failure> {
+}
+
+/// Starts a sandbox that has just been made, and stays with it unless it is to run in the background.
+async fn start_created(start: Start<'_>, interrupts: &mut Interrupts) -> Result<i32, Failure> {
+    let Start {
+        engine, options, id, ..
+    } = start;
     let wanted = StartOptions {
         attach: !options.detach,
         discard: true,
+        cold: start.cold,
     };
-    let session = match interrupts.end(boot(engine, id, wanted)).await {
+    let session = match interrupts.end(launch(engine, id, wanted)).await {
         Ok(session) => session.map_err(Failure::of_run)?,
         Err(interrupted) => {
             discard(engine, id).await;
@@ -68,13 +94,17 @@ async fn start_created(
         discard(engine, id).await;
     }
     if options.timing {
-        print_timing(&exit.timing, began_ns);
+        let timing = Timing {
+            template_ns: start.template_ns,
+            ..exit.timing
+        };
+        print_timing(&timing, start.began_ns);
     }
     Ok(finish(exit.code, exit.error))
 }
 
 /// `brig start`.
-pub async fn start(engine: &Engine, options: &Start) -> Result<i32, Failure> {
+pub async fn start(engine: &Engine, options: &StartArguments) -> Result<i32, Failure> {
     let references = &options.sandboxes.sandboxes;
     if options.attach && references.len() > 1 {
         return Err(Failure::usage(
@@ -83,7 +113,7 @@ pub async fn start(engine: &Engine, options: &Start) -> Result<i32, Failure> {
     }
     let mut failed = false;
     for reference in references {
-        match start_one(engine, reference, options.attach).await {
+        match start_one(engine, reference, options).await {
             Ok(Some(code)) => return Ok(code),
             Ok(None) => print(&format!("{reference}\n"))?,
             Err(failure) if options.attach => return Err(failure),
@@ -97,18 +127,30 @@ pub async fn start(engine: &Engine, options: &Start) -> Result<i32, Failure> {
 }
 
 /// Starts a sandbox; attached, its exit code.
-async fn start_one(engine: &Engine, reference: &str, attach: bool) -> Result<Option<i32>, Failure> {
+async fn start_one(
+    engine: &Engine,
+    reference: &str,
+    options: &StartArguments,
+) -> Result<Option<i32>, Failure> {
+    let attach = options.attach;
     let sandbox = engine.find(reference)?;
     if sandbox.is_running() && !attach {
         // As with Docker that is no error.
         return Ok(None);
     }
     let id = sandbox.id();
+    let cold = options.no_template || template::switched_off();
+    let mut interrupts = Interrupts::new()?;
+    let shape = Shape::of(&sandbox.config);
+    interrupts
+        .end(template_for(engine, shape, cold || sandbox.config.no_template))
+        .await?;
     let wanted = StartOptions {
         attach,
         discard: false,
+        cold,
     };
-    let session = Interrupts::new()?.end(boot(engine, id, wanted)).await?;
+    let session = interrupts.end(launch(engine, id, wanted)).await?;
     let session = session.map_err(|e| if attach { Failure::of_run(e) } else { e.into() })?;
     if !attach {
         return Ok(None);
@@ -117,29 +159,62 @@ async fn start_one(engine: &Engine, reference: &str, attach: bool) -> Result<Opt
     Ok(Some(finish(exit.code, exit.error)))
 }
 
-/// Boots the guest and waits until the process runs.
-async fn boot(engine: &Engine, id: &SandboxId, options: StartOptions) -> Result<Session, Error> {
-    let step = Step::spinner(BOOTING);
+/// Starts the guest and waits until the process runs.
+async fn launch(engine: &Engine, id: &SandboxId, options: StartOptions) -> Result<Session, Error> {
+    let step = Step::spinner(STARTING);
     let mut session = engine.start(id, options).await?;
-    session.output.started().await?;
+    session.output.started(&mut |notice| step.note(notice)).await?;
     drop(step);
     Ok(session)
 }
 
-async fn unpack(engine: &Engine, image: &Image) -> Result<(), Failure> {
+/// Makes sure that there is a template, unless none is wanted, and tells when one was made. A guest boots without one.
+async fn template_for(engine: &Engine, shape: Shape, cold: bool) -> Option<u64> {
+    if cold {
+        return None;
+    }
+    let mut step = None;
+    let ensured = engine
+        .ensure_template(shape, false, &mut || step = Some(Step::unknown(MAKING)))
+        .await;
+    match (ensured, step) {
+        (Ok(Ensured::Made(_)), step) => {
+            if let Some(step) = step {
+                step.finish(None);
+            }
+            Some(monotonic_ns())
+        }
+        (Err(e @ Error::TemplateBytes(_)), _) => {
+            eprintln!("brig: {}; the guest boots", chain(&e));
+            None
+        }
+        // Nothing was tried: what is wrong with the host or the installation is told by the start.
+        (Ok(_), _) | (Err(_), None) => None,
+        (Err(e), Some(step)) => {
+            step.note(&format!("{}; the guest boots", chain(&e)));
+            None
+        }
+    }
+}
+
+async fn unpack(engine: &Engine, image: &Image, cold: bool) -> Result<(), Failure> {
     if engine.images().unpacked(image)?.is_some() {
         return Ok(());
     }
+    template_for(engine, Shape::unpack(), cold).await;
     let step = Step::bytes("Unpacking the image in a guest", false);
-    let mut total = None;
+    let mut all = None;
     let unpacked = engine
-        .unpack(image, &mut |progress| {
-            total = Some(progress.total);
-            step.advance(progress.bytes, total);
+        .unpack(image, cold, &mut |report| match report {
+            Report::Progress { bytes, total } => {
+                all = Some(total);
+                step.advance(bytes, all);
+            }
+            Report::Notice(notice) => step.note(&notice),
         })
         .await;
     unpacked.map_err(Failure::of_run)?;
-    step.finish(total);
+    step.finish(all);
     Ok(())
 }
 
@@ -209,6 +284,7 @@ fn wishes(options: &Run) -> Result<CreateOptions, Failure> {
         ports,
         stop_signal: options.stop_signal,
         auto_remove: options.rm,
+        no_template: options.no_template,
         stdin: options.interactive,
         labels: labels(&options.label),
     })

@@ -45,6 +45,8 @@ pub struct CreateOptions {
     pub auto_remove: bool,
     /// Whether the process has a standard input.
     pub stdin: bool,
+    /// Whether its guest always boots, template or not.
+    pub no_template: bool,
     /// Labels, beside those of the image.
     pub labels: BTreeMap<String, String>,
 }
@@ -110,6 +112,7 @@ pub(super) fn draft(image: &Image, options: &CreateOptions) -> Result<Draft, Err
             exposed_ports: said.exposed_ports.iter().map(ToString::to_string).collect(),
             stop_signal,
             auto_remove: options.auto_remove,
+            no_template: options.no_template,
             labels,
         },
         hostname: options.hostname.clone(),

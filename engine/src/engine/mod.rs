@@ -35,6 +35,7 @@ use crate::{
     log::{LogOptions, LogReader},
     sandbox::{Config, Registry, Sandbox, lock::Lock},
     signal::Signal,
+    template::{self, Cache, Ensured, Shape},
     unpack,
 };
 
@@ -98,17 +99,37 @@ impl Engine {
             .ok_or_else(|| Error::NoSuchImage(name.to_owned()))
     }
 
-    /// Makes sure that `image` can be run. See [`unpack::ensure`].
+    /// Makes sure that `image` can be run, in a guest from a template when there is one and it is not to be `cold`. See
+    /// [`unpack::ensure`].
     ///
     /// # Errors
     /// Those of [`unpack::ensure`].
     pub async fn unpack(
         &self,
         image: &Image,
-        progress: &mut dyn FnMut(unpack::Progress),
+        cold: bool,
+        report: &mut dyn FnMut(unpack::Report),
     ) -> Result<(), Error> {
-        unpack::ensure(&self.paths, &self.host, &self.store, image, progress).await?;
+        unpack::ensure(&self.paths, &self.host, &self.store, image, cold, report).await?;
         Ok(())
+    }
+
+    /// Its templates.
+    pub fn templates(&self) -> Cache {
+        Cache::new(&self.paths)
+    }
+
+    /// Makes sure that there is a template for guests of `shape`. See [`template::ensure`].
+    ///
+    /// # Errors
+    /// Those of [`template::ensure`].
+    pub async fn ensure_template(
+        &self,
+        shape: Shape,
+        again: bool,
+        begin: &mut dyn FnMut(),
+    ) -> Result<Ensured, Error> {
+        template::ensure(&self.paths, &self.host, shape, again, begin).await
     }
 
     /// Checks what [`Self::create`] would refuse, so that it is told before the image is unpacked.
@@ -129,11 +150,12 @@ impl Engine {
     /// Those of the options' checks, [`Error::NameInUse`], those of making its disk. Nothing is left then.
     pub fn create(&self, image: &Image, options: &CreateOptions) -> Result<Config, Error> {
         let draft = create::draft(image, options)?;
-        let template = disk::template(&self.paths)?;
+        // Its disk is made at its first start; what that needs is told now.
+        disk::blank(&self.paths)?;
         self.registry.create(
             options.name.as_deref(),
             |id, name| draft.finish(id, name),
-            |directory| disk::copy_sparse(&template, &directory.disk()),
+            |_| Ok(()),
         )
     }
 

@@ -30,6 +30,8 @@ pub struct StartOptions {
     pub attach: bool,
     /// Whether the sandbox shall be removed when the session ends before the process was started.
     pub discard: bool,
+    /// Whether the guest shall boot, template or not.
+    pub cold: bool,
 }
 
 /// A sandbox that is being started, and its supervisor. Dropping both halves before [`SessionOutput::started`] has given
@@ -96,8 +98,17 @@ impl Session {
             Reply::Failed { code, message } => return Err(session.output.failed(code, message).await),
             _ => return Err(Error::SupervisorLost(session.output.id)),
         }
-        let StartOptions { attach, discard } = options;
-        session.input.send(&Request::Start { attach, discard }).await?;
+        let StartOptions {
+            attach,
+            discard,
+            cold,
+        } = options;
+        let start = Request::Start {
+            attach,
+            discard,
+            cold,
+        };
+        session.input.send(&start).await?;
         Ok(session)
     }
 
@@ -114,16 +125,19 @@ impl Session {
 }
 
 impl SessionOutput {
-    /// Waits until the process runs. Cancel safe.
+    /// Waits until the process runs. `notice` takes lines for the user about how the start goes. Cancel safe.
     ///
     /// # Errors
     /// [`Error::Start`] with its exit code when it could not be started.
-    pub async fn started(&mut self) -> Result<(), Error> {
-        match self.reply().await? {
-            Reply::Started => Ok(()),
-            Reply::Failed { code, message } => Err(self.failed(code, message).await),
-            // Somebody else stopped it before it ran.
-            _ => Err(Error::Interrupted),
+    pub async fn started(&mut self, notice: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        loop {
+            match self.reply().await? {
+                Reply::Notice(line) => notice(&line),
+                Reply::Started => return Ok(()),
+                Reply::Failed { code, message } => return Err(self.failed(code, message).await),
+                // Somebody else stopped it before it ran.
+                _ => return Err(Error::Interrupted),
+            }
         }
     }
 
@@ -137,7 +151,9 @@ impl SessionOutput {
             Reply::Stderr(bytes) => Ok(Message::Stderr(bytes)),
             Reply::Exited(exit) => Ok(Message::Exited(exit)),
             Reply::Failed { code, message } => Err(self.failed(code, message).await),
-            Reply::Ready | Reply::Started | Reply::Done => Err(Error::SupervisorLost(self.id.clone())),
+            Reply::Ready | Reply::Notice(_) | Reply::Started | Reply::Done => {
+                Err(Error::SupervisorLost(self.id.clone()))
+            }
         }
     }
 

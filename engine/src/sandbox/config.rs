@@ -56,6 +56,9 @@ pub struct Config {
     pub stop_signal: Signal,
     /// Whether the sandbox is removed when its first process ends.
     pub auto_remove: bool,
+    /// Whether its guest always boots, template or not.
+    #[serde(default)]
+    pub no_template: bool,
     /// Labels of the image and the user.
     pub labels: BTreeMap<String, String>,
 }

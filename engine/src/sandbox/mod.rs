@@ -5,7 +5,7 @@
 //! | `config.json` | [`Config`], immutable | the creator, before the directory has its name |
 //! | `state.json` | [`State`], replaced atomically | whoever holds `lock` |
 //! | `lock` | held by the supervisor while it lives ([`lock`]) | |
-//! | `disk.ext4` | the writable layer, sparse | the VMM |
+//! | `disk.ext4` | the writable layer, sparse; made at the first start | the VMM |
 //! | `log.json` | output of the first process ([`crate::log`]) | the supervisor |
 //! | `console.log` | the end of the guest kernel's log | the supervisor |
 
@@ -166,7 +166,7 @@ impl Sandbox {
     }
 }
 
-fn read_record<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
+pub(crate) fn read_record<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
     let length = fs::metadata(path).map_err(Error::file("read", path))?.len();
     if length > RECORD_BYTES {
         return Err(Error::file("read", path)(io::ErrorKind::FileTooLarge.into()));

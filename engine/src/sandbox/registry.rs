@@ -220,6 +220,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        guest::Origin,
         sandbox::{State, Status, state::Live},
         test_support::config,
     };
@@ -309,6 +310,8 @@ mod tests {
             vmm_pid: None,
             ports: vec![],
             kernel: String::new(),
+            origin: Origin::Boot,
+            workarounds: false,
         };
         let lock = Lock::try_take(&directory.lock()).unwrap().unwrap();
         directory

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::port::BoundPort;
+use crate::{guest::Origin, port::BoundPort};
 
 /// The exit code of a sandbox whose processes were killed with its VMM or its supervisor: 128 + SIGKILL.
 pub const KILLED_CODE: i32 = 137;
@@ -55,6 +55,12 @@ pub struct State {
     pub ports: Vec<BoundPort>,
     /// `uname -r` of its guest, while it runs. The guest's own words.
     pub kernel: Option<String>,
+    /// How its guest came to be, while it runs.
+    #[serde(default)]
+    pub origin: Option<Origin>,
+    /// Whether workarounds for an emulated KVM are active in its VMM, while it runs.
+    #[serde(default)]
+    pub workarounds: Option<bool>,
 }
 
 impl State {
@@ -70,6 +76,8 @@ impl State {
             error: None,
             ports: Vec::new(),
             kernel: None,
+            origin: None,
+            workarounds: None,
         }
     }
 
@@ -86,6 +94,8 @@ impl State {
             error: None,
             ports: live.ports,
             kernel: Some(live.kernel),
+            origin: Some(live.origin),
+            workarounds: Some(live.workarounds),
         }
     }
 
@@ -130,6 +140,8 @@ impl State {
             vmm_pid: None,
             ports: Vec::new(),
             kernel: None,
+            origin: None,
+            workarounds: None,
             ..self.clone()
         }
     }
@@ -146,6 +158,10 @@ pub struct Live {
     pub ports: Vec<BoundPort>,
     /// `uname -r` of the guest.
     pub kernel: String,
+    /// How the guest came to be.
+    pub origin: Origin,
+    /// Whether workarounds for an emulated KVM are active.
+    pub workarounds: bool,
 }
 
 #[cfg(test)]
@@ -161,6 +177,8 @@ mod tests {
                 container_port: 80,
             }],
             kernel: "6.12".into(),
+            origin: Origin::Template,
+            workarounds: true,
         };
         State::created().running(Timestamp::UNIX_EPOCH, live)
     }
@@ -210,6 +228,8 @@ mod tests {
             vmm_pid: None,
             ports: vec![],
             kernel: String::new(),
+            origin: Origin::Boot,
+            workarounds: false,
         };
         let state = failed.running(Timestamp::UNIX_EPOCH, live);
         assert_eq!((state.exit_code, state.error), (0, None));

@@ -1,12 +1,10 @@
-//! The life of one guest: boot, the start of its process, the time that it runs, its end.
+//! The life of one guest: its start and that of its process, the time that it runs, its end.
 
-use std::{fs::OpenOptions, time::Duration};
+use std::time::Duration;
 
 use brig_protocol::{
     agent::{ExitStatus, FromAgent, ToAgent},
     frame::FrameError,
-    stream::StreamHeader,
-    vmm::Event,
 };
 use jiff::Timestamp;
 use tokio::{
@@ -17,14 +15,19 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{Order, output::Output, ports, serve::Phase};
+use super::{
+    Order,
+    output::Output,
+    ports,
+    serve::{Begin, Phase},
+    start::{Start, Streams},
+};
 use crate::{
     Error, Paths,
     clock::{Timing, monotonic_ns},
-    console::Console,
     control::Exit,
-    error::{CODE_BRIG, chain, one_line, start_failure_code},
-    guest::{Disk, Failure, Guest, Plan},
+    error::{CODE_BRIG, chain},
+    guest::{Failure, Guest, Origin, is_idle_talk},
     host::Host,
     log::Stream,
     sandbox::{
@@ -32,7 +35,6 @@ use crate::{
         state::{CRASHED_CODE, KILLED_CODE, Live},
     },
     signal::Signal,
-    spec::sandbox_spec,
     vmm::VmmError,
 };
 
@@ -48,9 +50,6 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a guest whose agent has hung up may take to say why.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Most characters of an agent's message that a user sees.
-const AGENT_TEXT: usize = 1000;
 
 /// How a life ended.
 #[derive(Debug)]
@@ -115,6 +114,7 @@ impl<'a> Life<'a> {
     /// From the boot to the end; nothing of the guest is left then.
     pub async fn run(
         &mut self,
+        begin: Begin,
         listeners: Vec<ports::Listener>,
         stdin: mpsc::Receiver<Vec<u8>>,
         phase: &watch::Sender<Phase>,
@@ -128,10 +128,20 @@ impl<'a> Life<'a> {
             orders,
             ..
         } = self;
+        let start = Start {
+            paths,
+            host: *host,
+            config,
+            directory,
+            cold: begin.cold,
+            notice: &|notice| {
+                phase.send_replace(Phase::Starting(Some(notice)));
+            },
+        };
         let started = tokio::select! {
             biased;
             discard = given_up(orders) => return End::GivenUp { discard },
-            started = start(paths, *host, config, directory, timing) => started,
+            started = start.run(timing) => started,
         };
         let (mut guest, streams) = match started {
             Ok(started) => started,
@@ -153,7 +163,7 @@ impl<'a> Life<'a> {
             }
         };
         let pumps = self.pump(streams, stdin);
-        phase.send_replace(Phase::Running);
+        phase.send_modify(Phase::run);
         let over = self.while_running(&mut guest).await;
         self.timing.exit_ns = Some(monotonic_ns());
         self.output.process_ended();
@@ -174,6 +184,8 @@ impl<'a> Life<'a> {
             vmm_pid: guest.vmm.pid(),
             ports: listeners.iter().map(|listener| listener.port.clone()).collect(),
             kernel: guest.kernel.clone(),
+            origin: self.timing.origin.unwrap_or(Origin::Boot),
+            workarounds: self.timing.workarounds,
         };
         let state = self.directory.read_state()?.running(Timestamp::now(), live);
         self.directory.write_state(&state)?;
@@ -221,7 +233,7 @@ impl<'a> Life<'a> {
                 },
                 event = guest.vmm.channel.event() => {
                     let failure = match event {
-                        Ok(Event::Booted { .. } | Event::Probed { .. }) => continue,
+                        Ok(event) if is_idle_talk(&event) => continue,
                         Ok(event) => Failure::Event(event),
                         Err(_) => Failure::Ended,
                     };
@@ -265,89 +277,6 @@ impl<'a> Life<'a> {
             code,
             error,
             timing: self.timing.clone(),
-        }
-    }
-}
-
-/// The near ends of the process's streams.
-struct Streams {
-    stdin: Option<UnixStream>,
-    stdout: UnixStream,
-    stderr: UnixStream,
-}
-
-/// Boots the guest and starts the process in it. Dropping the future kills the guest.
-async fn start(
-    paths: &Paths,
-    host: &dyn Host,
-    config: &Config,
-    directory: &Directory,
-    timing: &mut Timing,
-) -> Result<(Guest, Streams), Error> {
-    let image = host.image(config)?;
-    let path = directory.disk();
-    let disk = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(&path)
-        .map_err(Error::file("open", &path))?;
-    let disks = [(image, false), (disk, true)]
-        .into_iter()
-        .map(|(file, writable)| Disk::whole(file, writable))
-        .collect::<Result<_, _>>()
-        .map_err(Error::file("open", &path))?;
-    let plan = Plan {
-        vcpus: config.cpus.vcpus(),
-        memory: config.memory,
-        disks,
-    };
-    let console =
-        Console::with_file(&directory.console()).map_err(Error::file("make", &directory.console()))?;
-    let mut guest = Guest::boot(paths, host, plan, console, timing).await?;
-    let streams = Streams {
-        stdin: if config.stdin {
-            Some(guest.connect(StreamHeader::Stdin { process: 0 }).await?)
-        } else {
-            None
-        },
-        stdout: guest.connect(StreamHeader::Stdout { process: 0 }).await?,
-        stderr: guest.connect(StreamHeader::Stderr { process: 0 }).await?,
-    };
-    // A guest that has just failed says why below.
-    let _ = guest.tell(&ToAgent::Start(Box::new(sandbox_spec(config)))).await;
-    match wait_for_start(&mut guest).await {
-        Ok(Ok(())) => {
-            timing.exec_ns = Some(monotonic_ns());
-            Ok((guest, streams))
-        }
-        Ok(Err(failed)) => {
-            guest.vmm.kill().await;
-            Err(failed)
-        }
-        Err(failure) => Err(guest.explain(failure).await),
-    }
-}
-
-/// The agent's answer to `Start`, or how the guest failed before it.
-async fn wait_for_start(guest: &mut Guest) -> Result<Result<(), Error>, Failure> {
-    loop {
-        tokio::select! {
-            biased;
-            message = guest.from_agent.next() => match message {
-                Ok(FromAgent::Started { process: 0, .. }) => return Ok(Ok(())),
-                Ok(FromAgent::StartFailed { process: 0, kind, message }) => {
-                    let message = one_line(&message, AGENT_TEXT);
-                    return Ok(Err(Error::Start { code: start_failure_code(kind), message }));
-                }
-                Ok(_) => return Err(Failure::Agent("did not answer the start".into())),
-                Err(FrameError::Closed | FrameError::Io(_)) => return Err(guest.last_event().await),
-                Err(e) => return Err(Failure::Agent(format!("broke the protocol: {}", chain(&e)))),
-            },
-            event = guest.vmm.channel.event() => match event {
-                Ok(Event::Booted { .. } | Event::Probed { .. }) => {}
-                Ok(event) => return Err(Failure::Event(event)),
-                Err(_) => return Err(Failure::Ended),
-            },
         }
     }
 }
@@ -397,7 +326,13 @@ async fn send_signal(guest: &mut Guest, signal: u8, deadlines: &mut Deadlines) {
 async fn shut_down(guest: &mut Guest, orders: &mut mpsc::Receiver<Order>) {
     let stopped = async {
         if guest.tell(&ToAgent::Shutdown).await.is_ok() {
-            while let Ok(Event::Booted { .. } | Event::Probed { .. }) = guest.vmm.channel.event().await {}
+            while guest
+                .vmm
+                .channel
+                .event()
+                .await
+                .is_ok_and(|event| is_idle_talk(&event))
+            {}
         }
     };
     tokio::select! {

@@ -3,7 +3,8 @@
 //!
 //! | module | job |
 //! |---|---|
-//! | [`life`] | the guest from boot to end: an order, an event or a message at a time |
+//! | [`life`] | the guest from its start to its end: an order, an event or a message at a time |
+//! | [`start`] | a guest, restored or booted, with the process in it |
 //! | [`serve`] | the engine's connections: what they ask becomes orders, what happens becomes replies |
 //! | [`output`] | the process's output, to the log and to attached clients |
 //! | [`ports`] | published ports |
@@ -14,6 +15,7 @@ mod life;
 mod output;
 mod ports;
 mod serve;
+mod start;
 
 use std::{os::fd::OwnedFd, time::Duration};
 
@@ -146,7 +148,7 @@ async fn supervise(paths: &Paths, id: &SandboxId, mut starter: UnixStream, host:
         output,
     } = prepared;
     let (orders, order_queue) = mpsc::channel(ORDERS);
-    let (phase, watched) = watch::channel(Phase::Starting);
+    let (phase, watched) = watch::channel(Phase::Starting(None));
     let (begin, begun) = oneshot::channel();
     let (service, stdin) = Service::new(orders.clone(), watched, output.clone());
     tokio::task::spawn_local(service.clone().starter(starter, begin));
@@ -156,7 +158,7 @@ async fn supervise(paths: &Paths, id: &SandboxId, mut starter: UnixStream, host:
     let mut discard = false;
     let mut life = Life::new(paths, host, &config, &directory, &output, order_queue, began_ns);
     let end = match begun.await {
-        Ok(()) => life.run(ports, stdin, &phase).await,
+        Ok(begin) => life.run(begin, ports, stdin, &phase).await,
         // The starter left before it asked for a start: nothing has happened.
         Err(_) => End::GivenUp { discard: false },
     };

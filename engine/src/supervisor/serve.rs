@@ -29,12 +29,30 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// How far the sandbox is.
 #[derive(Clone, Debug)]
 pub(super) enum Phase {
-    /// It is being started.
-    Starting,
-    /// Its process runs.
-    Running,
+    /// It is being started; there may be a line for the one who wants that.
+    Starting(Option<String>),
+    /// Its process runs; the line has perhaps not been told yet.
+    Running(Option<String>),
     /// It is over, and this is what every client is told.
     Over(Reply),
+}
+
+impl Phase {
+    /// The process runs.
+    pub fn run(&mut self) {
+        let notice = match self {
+            Self::Starting(notice) => notice.take(),
+            _ => None,
+        };
+        *self = Self::Running(notice);
+    }
+}
+
+/// How the sandbox is to be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Begin {
+    /// Whether the guest shall boot, template or not.
+    pub cold: bool,
 }
 
 /// Serves connections. Clones share everything.
@@ -89,17 +107,22 @@ impl Service {
     }
 
     /// Serves the connection of the one who starts the sandbox.
-    pub async fn starter(self, stream: UnixStream, begin: oneshot::Sender<()>) {
+    pub async fn starter(self, stream: UnixStream, begin: oneshot::Sender<Begin>) {
         let (read, mut write) = stream.into_split();
         let mut requests = FrameReader::new(read, FRAME_BYTES);
         if send(&mut write, &Reply::Ready).await.is_err() {
             return;
         }
-        let Ok(Request::Start { attach, discard }) = requests.next().await else {
+        let Ok(Request::Start {
+            attach,
+            discard,
+            cold,
+        }) = requests.next().await
+        else {
             return;
         };
         let attached = attach.then(|| self.0.output.attach());
-        if begin.send(()).is_err() {
+        if begin.send(Begin { cold }).is_err() {
             return;
         }
         let replies = self.clone().replies(write, true, attached);
@@ -109,7 +132,7 @@ impl Service {
             self.spawn_waiting(replies)
         };
         self.requests(&mut requests, None).await;
-        if matches!(*self.0.phase.borrow(), Phase::Starting) {
+        if matches!(*self.0.phase.borrow(), Phase::Starting(_)) {
             let _ = self.0.orders.send(Order::GiveUp { discard }).await;
         }
         if attach {
@@ -206,15 +229,23 @@ impl Service {
     ) {
         let mut phase = self.0.phase.clone();
         if starter {
-            let Ok(now) = phase
-                .wait_for(|phase| !matches!(phase, Phase::Starting))
-                .await
-                .map(|now| now.clone())
-            else {
-                return;
-            };
-            if matches!(now, Phase::Running) && send(&mut write, &Reply::Started).await.is_err() {
-                return;
+            let mut told = false;
+            loop {
+                let now = phase.borrow_and_update().clone();
+                if let Phase::Starting(Some(notice)) | Phase::Running(Some(notice)) = &now
+                    && !told
+                {
+                    told = true;
+                    if send(&mut write, &Reply::Notice(notice.clone())).await.is_err() {
+                        return;
+                    }
+                }
+                match now {
+                    Phase::Starting(_) if phase.changed().await.is_err() => return,
+                    Phase::Starting(_) => {}
+                    Phase::Running(_) if send(&mut write, &Reply::Started).await.is_err() => return,
+                    Phase::Running(_) | Phase::Over(_) => break,
+                }
             }
         }
         if let Some(mut attached) = attached {

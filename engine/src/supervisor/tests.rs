@@ -1,5 +1,7 @@
 //! A supervisor against a VMM and an agent that a thread plays.
 
+mod template;
+
 use std::{
     io::{Read, Write},
     net::{Shutdown, TcpStream},
@@ -57,11 +59,21 @@ impl Bench {
         script: impl Fn(PlayedGuest) + Send + Sync + 'static,
         client: impl FnOnce(Client) -> F,
     ) {
+        self.run_refusing(None, script, client);
+    }
+
+    /// As [`Self::run`], with a VMM that refuses to restore with this message.
+    fn run_refusing<F: Future<Output = ()>>(
+        &self,
+        refusal: Option<&'static str>,
+        script: impl Fn(PlayedGuest) + Send + Sync + 'static,
+        client: impl FnOnce(Client) -> F,
+    ) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let (paths, id) = (self.paths.clone(), self.id.clone());
         let supervisor = std::thread::spawn(move || {
             let host = FakeVmm::new(move |player| {
-                if let Some(guest) = player.boot() {
+                if let Some(guest) = player.begin_unless(refusal) {
                     script(guest);
                 }
             });
@@ -138,6 +150,7 @@ impl Client {
         self.ask(Request::Start {
             attach,
             discard: false,
+            cold: false,
         })
         .await;
         assert_eq!(self.hear().await, Reply::Started);
@@ -268,6 +281,7 @@ fn a_program_that_is_not_there_leaves_a_created_sandbox_with_127() {
                 .ask(Request::Start {
                     attach: true,
                     discard: false,
+                    cold: false,
                 })
                 .await;
             let message = "exec /nope: no such file or directory [2J".to_owned();
@@ -441,6 +455,7 @@ fn a_guest_that_panics_in_its_boot_is_a_failed_start() {
                 .ask(Request::Start {
                     attach: true,
                     discard: false,
+                    cold: false,
                 })
                 .await;
             let Reply::Failed { code: 125, message } = client.hear().await else {
@@ -502,6 +517,7 @@ fn a_starter_that_leaves_gives_the_start_up_and_may_take_the_sandbox_along() {
                 .ask(Request::Start {
                     attach: true,
                     discard,
+                    cold: false,
                 })
                 .await;
             drop(client);
@@ -519,6 +535,7 @@ fn a_stop_gives_up_a_start() {
             .ask(Request::Start {
                 attach: true,
                 discard: false,
+                cold: false,
             })
             .await;
         let mut other = bench.connect().await;

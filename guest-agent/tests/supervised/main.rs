@@ -1,6 +1,8 @@
 //! The agent served by a test that plays the supervisor.
 
+mod prepared;
 mod supervisor;
+mod wake;
 
 use std::{fs, io::Write, net::Shutdown, thread};
 

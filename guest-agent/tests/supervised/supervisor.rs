@@ -39,7 +39,7 @@ pub const STDERR: StreamHeader = StreamHeader::Stderr { process: 0 };
 pub struct Agent {
     pub child: Child,
     pub control: UnixStream,
-    directory: TempDir,
+    pub directory: TempDir,
 }
 
 impl Agent {
@@ -133,7 +133,12 @@ impl Agent {
 
     /// Starts a script, which must succeed.
     pub fn start(&mut self, script: &str) {
-        self.send(&ToAgent::Start(Box::new(self.spec(script))));
+        self.start_spec(self.spec(script));
+    }
+
+    /// Starts what `spec` says, which must succeed.
+    pub fn start_spec(&mut self, spec: SandboxSpec) {
+        self.send(&ToAgent::Start(Box::new(spec)));
         let answer = self.receive();
         assert!(
             matches!(
@@ -146,6 +151,26 @@ impl Agent {
             ),
             "{answer:?}"
         );
+    }
+
+    /// Has the agent prepare for specs like `spec`; returns the pid of the process that waits.
+    pub fn prepare(&mut self, spec: SandboxSpec) -> u32 {
+        self.send(&ToAgent::Prepare(Box::new(spec)));
+        assert_eq!(self.receive(), FromAgent::Prepared);
+        let [zygote] = self.children()[..] else {
+            panic!("{:?}", self.children())
+        };
+        zygote
+    }
+
+    /// The pids of the agent's children.
+    pub fn children(&self) -> Vec<u32> {
+        let pid = self.child.id();
+        fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
+            .unwrap()
+            .split_whitespace()
+            .map(|pid| pid.parse().unwrap())
+            .collect()
     }
 
     /// Starts busybox's web server on `address`; `content` is at `/file`.

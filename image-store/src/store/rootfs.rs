@@ -74,6 +74,7 @@ impl Store {
         let workspace = self.workspace()?;
         let spec = UnpackSpec {
             layers: layer_specs(image),
+            target: 1,
             max_bytes: self.bytes_available()?.min(UNPACKED_BYTES_MAX),
             max_inodes: UNPACKED_INODES_MAX,
         };

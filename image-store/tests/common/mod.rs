@@ -236,6 +236,7 @@ pub fn disk_of(layers: &[(Compression, Vec<u8>, Digest)]) -> Disk {
     Disk {
         spec: UnpackSpec {
             layers: specs,
+            target: 1,
             max_bytes: MAX_BYTES,
             max_inodes: 1 << 20,
         },

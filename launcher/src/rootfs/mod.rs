@@ -1,5 +1,6 @@
 //! The root filesystem: put together, entered, and the old one let go (pivot_root(2)).
 
+mod disk;
 mod overlay;
 
 use std::path::{Path, PathBuf};
@@ -8,12 +9,16 @@ use rustix::{
     mount::{MountPropagationFlags, UnmountFlags, mount_bind_recursive, mount_change, unmount},
     process::{chdir, pivot_root},
 };
+use serde::{Deserialize, Serialize};
 
-pub use self::overlay::Overlay;
+pub use self::{
+    disk::{Content, Disk},
+    overlay::Overlay,
+};
 use crate::error::{Context, LaunchError};
 
 /// A root filesystem, as the caller of [`crate::start`] has made it ready.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Root {
     /// Layers that are put together in the sandbox's mount namespace.
     Overlay(Overlay),
@@ -21,12 +26,15 @@ pub enum Root {
     Directory(PathBuf),
 }
 
+/// Keeps what the calling process, which is alone in a new mount namespace, mounts from appearing in another one.
+pub(crate) fn make_private() -> Result<(), LaunchError> {
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .step("make the mount namespace private")
+}
+
 impl Root {
-    /// Mounts it somewhere in the mount namespace of the calling process, which is alone in a new one, and returns where.
+    /// Mounts it somewhere in the mount namespace of the calling process, see [`make_private`], and returns where.
     pub(crate) fn mount(&self) -> Result<&Path, LaunchError> {
-        // What is mounted here must not appear in the caller's namespace.
-        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-            .step("make the mount namespace private")?;
         match self {
             Self::Overlay(overlay) => overlay.mount(),
             Self::Directory(path) => {

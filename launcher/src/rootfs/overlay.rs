@@ -7,12 +7,16 @@ use std::{
 };
 
 use rustix::mount::{MountFlags, mount};
+use serde::{Deserialize, Serialize};
 
+use super::Disk;
 use crate::error::{Context, LaunchError};
 
 /// The parts of an overlay. No path may hold a comma, colon or backslash, which mean something in overlayfs's options.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Overlay {
+    /// What is mounted first, in this order, because the caller has not mounted it.
+    pub disks: Vec<Disk>,
     /// The image, mounted read-only.
     pub image: PathBuf,
     /// A mounted filesystem that holds the writable layer in `upper` and overlayfs's own `work`; both are made when they
@@ -26,6 +30,9 @@ pub struct Overlay {
 impl Overlay {
     /// Mounts it and returns where.
     pub(super) fn mount(&self) -> Result<&Path, LaunchError> {
+        for disk in &self.disks {
+            disk.mount()?;
+        }
         let upper = self.writable.join("upper");
         let work = self.writable.join("work");
         // overlayfs makes this one at its first mount.

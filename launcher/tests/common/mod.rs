@@ -129,13 +129,16 @@ impl Image {
         let null: OwnedFd = File::open("/dev/null").unwrap().into();
         // Only this test's thread changes its network.
         network::enter_new()?;
-        let pid = start(Launch {
-            spec,
-            root,
-            files: self.files.path(),
-            cgroup: None,
-            stdio: [null, stdout_write.into(), stderr_write.into()],
-        })?;
+        let pid = start(
+            Launch {
+                spec,
+                root,
+                files: self.files.path(),
+                cgroup: None,
+                stdio: [null, stdout_write.into(), stderr_write.into()],
+            },
+            None,
+        )?;
         let stderr = thread::spawn(move || text(stderr));
         Ok(Finished {
             stdout: text(stdout),

@@ -1,4 +1,14 @@
-//! A booted guest: its VMM, its agent's control connection and its console. The supervisor and the unpacker each use one.
+//! A guest: its VMM, its agent's control connection and its console. The supervisor, the unpacker and the maker of
+//! templates each use one.
+//!
+//! | module | job |
+//! |---|---|
+//! | here | what a guest is, booting one, saying why one failed |
+//! | [`restore`] | in place of a boot: going on where a guest was saved |
+//! | [`save`] | writing a guest down |
+
+mod restore;
+mod save;
 
 use std::{
     fs::File,
@@ -17,18 +27,21 @@ use brig_protocol::{
     frame::FrameError,
     stream::{CONTROL_PORT, STREAM_PORT, StreamHeader},
     vmm::{
-        BootConfig, Command, DiskConfig, Event, FdIndex, KvmKind, ListenerConfig, SegmentConfig, StopReason,
+        BootConfig, Command, DiskConfig, Event, FdIndex, KvmKind, ListenerConfig, SLOT_BYTES, SegmentConfig,
+        StopReason,
     },
 };
+use serde::{Deserialize, Serialize};
 use tokio::{
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
+pub use self::restore::{Saved, SavedGuest};
 use crate::{
     Error, Paths,
     clock::{Timing, monotonic_ns},
@@ -50,6 +63,50 @@ const CONSOLE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Most characters of a text that a guest chose and a user sees.
 const GUEST_TEXT: usize = 1000;
 
+/// How a guest came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// Its kernel booted.
+    Boot,
+    /// It was restored from a template: a booted guest in which nothing had run.
+    Template,
+    /// It was restored from a user's snapshot.
+    Snapshot,
+}
+
+impl Origin {
+    /// The word for it in records and in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Boot => "boot",
+            Self::Template => "template",
+            Self::Snapshot => "snapshot",
+        }
+    }
+}
+
+/// The host's KVM, opened for one guest.
+#[derive(Debug)]
+pub struct Kvm {
+    /// `/dev/kvm`.
+    pub device: File,
+    /// What kind it is.
+    pub kind: KvmKind,
+}
+
+impl Kvm {
+    /// Opens it, and finds out what it is when that is not known yet.
+    ///
+    /// # Errors
+    /// Those of [`Host::kvm`] and [`crate::kvm::kind`].
+    pub async fn open(paths: &Paths, host: &dyn Host) -> Result<Self, Error> {
+        let device = host.kvm()?;
+        let kind = crate::kvm::kind(paths, &device, host).await?;
+        Ok(Self { device, kind })
+    }
+}
+
 /// A guest to boot.
 #[derive(Debug)]
 pub struct Plan {
@@ -68,6 +125,8 @@ pub struct Disk {
     pub files: Vec<(File, u64)>,
     /// Whether the guest may write to it.
     pub writable: bool,
+    /// Whether the guest is told [`SLOT_BYTES`], so that other files can be there after a restore.
+    pub slot: bool,
 }
 
 impl Disk {
@@ -80,7 +139,23 @@ impl Disk {
         Ok(Self {
             files: vec![(file, length)],
             writable,
+            slot: false,
         })
+    }
+
+    /// A slot with nothing in it.
+    pub fn empty_slot(writable: bool) -> Self {
+        Self {
+            files: Vec::new(),
+            writable,
+            slot: true,
+        }
+    }
+
+    /// The same disk in a slot.
+    #[must_use]
+    pub fn in_slot(self) -> Self {
+        Self { slot: true, ..self }
     }
 }
 
@@ -97,6 +172,8 @@ pub struct Guest {
     pub console: Console,
     /// `uname -r` in it, in its own words.
     pub kernel: String,
+    /// Until when a restored guest's agent has to say that it is awake; `None` when it has, and after a boot.
+    pub(crate) asleep_until: Option<Instant>,
     collecting: Vec<JoinHandle<()>>,
 }
 
@@ -104,17 +181,17 @@ impl Guest {
     /// Boots a guest and waits for its agent. Dropping the future kills it.
     ///
     /// # Errors
-    /// Those of opening KVM and the installation's files; [`Error::Vmm`] with the guest's last words when it fails.
+    /// Those of opening the installation's files; [`Error::Vmm`] with the guest's last words when it fails.
     pub async fn boot(
         paths: &Paths,
         host: &dyn Host,
+        kvm: &Kvm,
         plan: Plan,
         console: Console,
         timing: &mut Timing,
     ) -> Result<Self, Error> {
-        let kvm = host.kvm()?;
-        let kind = crate::kvm::kind(paths, &kvm, host).await?;
-        timing.kvm = Some(kind);
+        timing.kvm = Some(kvm.kind);
+        timing.origin = Some(Origin::Boot);
         let kernel = installation(&paths.kernel())?;
         let initrd = installation(&paths.initrd())?;
         let (stderr, stderr_task) = console.pipe().map_err(no_descriptors)?;
@@ -123,7 +200,8 @@ impl Guest {
         let (ours, theirs) = stream_pair()?;
         let vmm = host.spawn(stderr)?;
         {
-            let (config, files) = message(&plan, kind, [&kvm, &kernel, &initrd], log.as_fd(), theirs.as_fd());
+            let fixed = [&kvm.device, &kernel, &initrd];
+            let (config, files) = message(&plan, kvm.kind, fixed, log.as_fd(), theirs.as_fd());
             vmm.channel.send(&Command::Boot(config), &files).await?;
         }
         // The VMM has its own; their ends are to be seen here.
@@ -135,6 +213,7 @@ impl Guest {
             to_agent,
             console,
             kernel: String::new(),
+            asleep_until: None,
             collecting: vec![stderr_task, log_task],
         };
         match timeout(BOOT_TIMEOUT, guest.wait_for_hello(timing)).await {
@@ -183,7 +262,7 @@ impl Guest {
     pub(crate) async fn last_event(&mut self) -> Failure {
         loop {
             match timeout(CONSOLE_TIMEOUT, self.vmm.channel.event()).await {
-                Ok(Ok(Event::Booted { .. } | Event::Probed { .. })) => {}
+                Ok(Ok(event)) if is_idle_talk(&event) => {}
                 Ok(Ok(event)) => return Failure::Event(event),
                 Ok(Err(_)) => return Failure::Ended,
                 Err(_) => return Failure::Agent("closed its connection".into()),
@@ -215,6 +294,7 @@ impl Guest {
                 self.vmm.kill().await;
                 VmmError::Guest(self.last_words(&format!("the guest's agent {text}")).await)
             }
+            Failure::Silent(seconds) => VmmError::Timeout(seconds),
         };
         self.vmm.kill().await;
         error.into()
@@ -261,6 +341,14 @@ pub async fn connect(vmm: &VmmChannel, header: StreamHeader, socket: BorrowedFd<
     vmm.send(&command, &[socket]).await
 }
 
+/// Whether an event means nothing to one who waits for a guest's end.
+pub(crate) fn is_idle_talk(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::Booted { .. } | Event::Restored { .. } | Event::Probed { .. } | Event::Saved { .. }
+    )
+}
+
 /// How a guest failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -270,6 +358,8 @@ pub(crate) enum Failure {
     Ended,
     /// The agent did, in words that follow "the guest's agent".
     Agent(String),
+    /// The VMM did not answer for so many seconds.
+    Silent(u64),
 }
 
 /// The boot command for `plan` and the descriptors that go with it.
@@ -281,23 +371,7 @@ fn message<'a>(
     control: BorrowedFd<'a>,
 ) -> (BootConfig, Vec<BorrowedFd<'a>>) {
     let mut files = vec![device.as_fd(), kernel.as_fd(), initrd.as_fd(), console, control];
-    let mut disks = Vec::with_capacity(plan.disks.len());
-    for disk in &plan.disks {
-        let mut segments = Vec::with_capacity(disk.files.len());
-        for (file, length) in &disk.files {
-            // More than 256 would also be more than the channel takes, which then refuses them.
-            segments.push(SegmentConfig {
-                file: files.len() as FdIndex,
-                length: *length,
-            });
-            files.push(file.as_fd());
-        }
-        disks.push(DiskConfig {
-            segments,
-            writable: disk.writable,
-            shown_bytes: None,
-        });
-    }
+    let disks = describe_disks(&plan.disks, &mut files);
     let config = BootConfig {
         vcpus: plan.vcpus,
         memory_mib: plan.memory.get(),
@@ -313,6 +387,28 @@ fn message<'a>(
         }],
     };
     (config, files)
+}
+
+/// The disks as the VMM takes them. Their files are added to `files`.
+fn describe_disks<'a>(disks: &'a [Disk], files: &mut Vec<BorrowedFd<'a>>) -> Vec<DiskConfig> {
+    let mut described = Vec::with_capacity(disks.len());
+    for disk in disks {
+        let mut segments = Vec::with_capacity(disk.files.len());
+        for (file, length) in &disk.files {
+            // More than 256 would also be more than the channel takes, which then refuses them.
+            segments.push(SegmentConfig {
+                file: files.len() as FdIndex,
+                length: *length,
+            });
+            files.push(file.as_fd());
+        }
+        described.push(DiskConfig {
+            segments,
+            writable: disk.writable,
+            shown_bytes: disk.slot.then_some(SLOT_BYTES),
+        });
+    }
+    described
 }
 
 /// A connected pair of non-blocking stream sockets: the near end for tokio, the far end for the VMM.

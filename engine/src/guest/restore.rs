@@ -1,0 +1,224 @@
+//! In place of a boot: a guest that was saved goes on.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
+};
+
+use brig_protocol::{
+    agent::{FROM_AGENT_BYTES, FromAgent, Identity, ToAgent, WakeSpec},
+    frame::FrameError,
+    stream::CONTROL_PORT,
+    vmm::{Command, Event, FdIndex, KvmKind, RejoinConfig, RestoreConfig, SavedStream},
+};
+use tokio::time::{Instant, timeout_at};
+
+use super::{Disk, Failure, Guest, Kvm, Origin, describe_disks, is_idle_talk, no_descriptors, stream_pair};
+use crate::{
+    Error,
+    clock::{Timing, monotonic_ns},
+    console::Console,
+    error::chain,
+    frames::FrameReader,
+    host::Host,
+    id::random_bytes,
+    vmm::VmmError,
+};
+
+/// How long a restored guest may take from the start of its VMM to its agent's word that it is awake. It takes
+/// milliseconds where nothing else runs; the rest is for hosts on which hundreds start at once.
+const WAKE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The same where KVM interprets the guest's kernel.
+const WAKE_TIMEOUT_EMULATED: Duration = Duration::from_secs(120);
+
+/// The files of a saved guest, open for reading.
+#[derive(Debug)]
+pub struct Saved {
+    /// Its memory.
+    pub memory: File,
+    /// Everything else.
+    pub state: File,
+}
+
+/// A saved guest that is to go on.
+#[derive(Debug)]
+pub struct SavedGuest {
+    /// What was saved.
+    pub saved: Saved,
+    /// Its disks, as many as it had.
+    pub disks: Vec<Disk>,
+    /// Its connections that go on, beside the agent's, each with the far end of its new host end.
+    pub streams: Vec<(SavedStream, OwnedFd)>,
+    /// Who the sandbox in it is now; `None` when none ran in it.
+    pub identity: Option<Identity>,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// `uname -r` in it.
+    pub kernel: String,
+}
+
+impl Guest {
+    /// Restores a guest and tells its agent so. What the agent is told from here on may already be sent; its
+    /// [`FromAgent::Awake`] comes first, see [`Guest::awake`]. Dropping the future kills the guest.
+    ///
+    /// # Errors
+    /// Each means that this saved guest cannot go on, apart from [`VmmError::Spawn`].
+    pub async fn restore(
+        host: &dyn Host,
+        kvm: &Kvm,
+        plan: SavedGuest,
+        console: Console,
+        timing: &mut Timing,
+    ) -> Result<Self, Error> {
+        timing.kvm = Some(kvm.kind);
+        timing.origin = Some(plan.origin);
+        let (stderr, stderr_task) = console.pipe().map_err(no_descriptors)?;
+        let (log, log_task) = console.pipe().map_err(no_descriptors)?;
+        rustix::io::ioctl_fionbio(&log, true).map_err(|e| no_descriptors(e.into()))?;
+        let (ours, theirs) = stream_pair()?;
+        let deadline = Instant::now() + wake_timeout(kvm.kind);
+        let vmm = host.spawn(stderr)?;
+        {
+            let (config, files) = message(&plan, kvm, log.as_fd(), theirs.as_fd());
+            vmm.channel.send(&Command::Restore(config), &files).await?;
+        }
+        // The VMM has its own; their ends are to be seen here.
+        drop((log, theirs));
+        let (from_agent, to_agent) = ours.into_split();
+        let mut guest = Self {
+            vmm,
+            from_agent: FrameReader::new(from_agent, FROM_AGENT_BYTES),
+            to_agent,
+            console,
+            kernel: plan.kernel,
+            asleep_until: Some(deadline),
+            collecting: vec![stderr_task, log_task],
+        };
+        let wake = match timeout_at(deadline, guest.restored(timing)).await {
+            Ok(Ok(wake)) => wake,
+            Ok(Err(failure)) => return Err(guest.explain(failure).await),
+            Err(_) => {
+                guest.vmm.kill().await;
+                return Err(VmmError::Timeout(wake_timeout(kvm.kind).as_secs()).into());
+            }
+        };
+        let wake = WakeSpec {
+            seed: random_bytes()?,
+            identity: plan.identity,
+            ..wake
+        };
+        // A guest that has just failed says why to the one who waits for its answer.
+        let _ = guest.tell(&ToAgent::Wake(wake)).await;
+        Ok(guest)
+    }
+
+    /// Waits for the VMM's word, and gives the clock that came with it.
+    async fn restored(&mut self, timing: &mut Timing) -> Result<WakeSpec, Failure> {
+        match self.vmm.channel.event().await {
+            Ok(Event::Restored {
+                main_ns,
+                entry_ns,
+                workarounds,
+                tsc,
+                realtime_ns,
+                tsc_khz,
+            }) => {
+                timing.vmm_ns = Some(main_ns);
+                timing.entry_ns = Some(entry_ns);
+                timing.workarounds = workarounds;
+                Ok(WakeSpec {
+                    tsc,
+                    realtime_ns,
+                    tsc_khz,
+                    seed: [0; 32],
+                    identity: None,
+                })
+            }
+            Ok(event) => Err(Failure::Event(event)),
+            Err(_) => Err(Failure::Ended),
+        }
+    }
+
+    /// Waits until the agent of a restored guest is awake. Cancel safe.
+    pub(crate) async fn awake(&mut self, timing: &mut Timing) -> Result<(), Failure> {
+        let Some(deadline) = self.asleep_until else {
+            return Ok(());
+        };
+        match timeout_at(deadline, self.heard()).await {
+            Ok(Ok(FromAgent::Awake)) => {
+                timing.ready_ns = Some(monotonic_ns());
+                self.asleep_until = None;
+                Ok(())
+            }
+            Ok(Ok(_)) => Err(Failure::Agent("did not say that it is awake".into())),
+            Ok(Err(failure)) => Err(failure),
+            Err(_) => Err(Failure::Agent("did not wake up in time".into())),
+        }
+    }
+
+    /// The agent's next message, or how the guest failed before it. Cancel safe.
+    pub(crate) async fn heard(&mut self) -> Result<FromAgent, Failure> {
+        loop {
+            tokio::select! {
+                biased;
+                message = self.from_agent.next() => return match message {
+                    Ok(message) => Ok(message),
+                    Err(FrameError::Closed | FrameError::Io(_)) => Err(self.last_event().await),
+                    Err(e) => Err(Failure::Agent(format!("broke the protocol: {}", chain(&e)))),
+                },
+                event = self.vmm.channel.event() => match event {
+                    Ok(event) if is_idle_talk(&event) => {}
+                    Ok(event) => return Err(Failure::Event(event)),
+                    Err(_) => return Err(Failure::Ended),
+                },
+            }
+        }
+    }
+}
+
+fn wake_timeout(kind: KvmKind) -> Duration {
+    match kind {
+        KvmKind::Standard => WAKE_TIMEOUT,
+        KvmKind::Emulated => WAKE_TIMEOUT_EMULATED,
+    }
+}
+
+/// The restore command for `plan` and the descriptors that go with it.
+fn message<'a>(
+    plan: &'a SavedGuest,
+    kvm: &'a Kvm,
+    console: BorrowedFd<'a>,
+    control: BorrowedFd<'a>,
+) -> (RestoreConfig, Vec<BorrowedFd<'a>>) {
+    let Saved { memory, state } = &plan.saved;
+    let mut files = vec![
+        kvm.device.as_fd(),
+        memory.as_fd(),
+        state.as_fd(),
+        console,
+        control,
+    ];
+    let disks = describe_disks(&plan.disks, &mut files);
+    let mut streams = vec![RejoinConfig {
+        stream: SavedStream::ToHost { port: CONTROL_PORT },
+        socket: 4,
+    }];
+    for (stream, socket) in &plan.streams {
+        streams.push(RejoinConfig {
+            stream: *stream,
+            socket: files.len() as FdIndex,
+        });
+        files.push(socket.as_fd());
+    }
+    let config = RestoreConfig {
+        kvm: kvm.kind,
+        memory: 1,
+        state: 2,
+        console: 3,
+        disks,
+        streams,
+    };
+    (config, files)
+}

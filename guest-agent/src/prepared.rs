@@ -1,0 +1,89 @@
+//! What is done before it is asked for, so that a guest saved after that starts its sandbox in little time: the network
+//! namespace, the writable disk and a process that waits ([`brig_launcher::zygote`]).
+
+use std::path::Path;
+
+use brig_launcher::{Zygote, cgroup::Cgroup, memory, network};
+use brig_protocol::spec::{CgroupSpec, RootSpec, SandboxSpec};
+use rustix::{
+    io::Errno,
+    mount::{MountFlags, mount},
+    process::Pid,
+};
+
+use crate::{
+    disks::{self, Disks},
+    error::{AgentError, Context},
+    process::Places,
+};
+
+/// What is ready.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    is_in_network: bool,
+    zygote: Option<Zygote>,
+}
+
+impl Prepared {
+    /// Makes ready what `spec` needs and what does not depend on the image. Nothing is in motion when it returns: what was
+    /// written to the disk is on it, and every page of memory that a start will write is there.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub fn make(&mut self, spec: &SandboxSpec, places: &Places, disks: &mut Disks) -> Result<(), AgentError> {
+        // Another one's, whose place is needed.
+        self.zygote = None;
+        disks::ensure_devices(&places.devices())?;
+        self.enter_network()?;
+        if let RootSpec::Disks { writable, .. } = spec.root {
+            disks.mount_writable(writable, places)?;
+        }
+        let cgroup = make_cgroup(&spec.cgroup, &places.cgroups())?;
+        let zygote = Zygote::make(spec, &places.files(), cgroup.as_ref())?;
+        disks.mark_prepared();
+        disks.sync();
+        self.zygote = Some(zygote);
+        // After the fork, which has made all pages of both copy-on-write.
+        memory::make_present();
+        Ok(())
+    }
+
+    /// Moves the agent into the sandbox's network namespace unless it is there.
+    ///
+    /// # Errors
+    /// [`AgentError::Launch`].
+    pub fn enter_network(&mut self) -> Result<(), AgentError> {
+        if !self.is_in_network {
+            network::enter_new()?;
+            self.is_in_network = true;
+        }
+        Ok(())
+    }
+
+    /// The process that waits, once, when it can become what `spec` says. One that cannot is ended.
+    pub fn take_zygote(&mut self, spec: &SandboxSpec) -> Option<Zygote> {
+        self.zygote.take().filter(|zygote| zygote.suits(spec))
+    }
+
+    /// Notes that a child has ended, whichever it was.
+    pub fn child_ended(&mut self, pid: Pid) {
+        if let Some(zygote) = self.zygote.take_if(|zygote| zygote.pid() == pid) {
+            zygote.has_ended();
+        }
+    }
+}
+
+/// A cgroup for the limits, when there are any: without, the root of the guest's only hierarchy does, and the filesystem
+/// need not be mounted.
+pub(crate) fn make_cgroup(limits: &CgroupSpec, parent: &Path) -> Result<Option<Cgroup>, AgentError> {
+    if *limits == CgroupSpec::default() {
+        return Ok(None);
+    }
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    match mount("cgroup", parent, "cgroup2", flags, None) {
+        // It is mounted there already.
+        Err(Errno::BUSY) => {}
+        result => result.step("mount the cgroup filesystem")?,
+    }
+    Ok(Some(Cgroup::create(parent, "sandbox", limits)?))
+}

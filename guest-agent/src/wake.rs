@@ -1,0 +1,179 @@
+//! After a restore: what two guests restored from the same snapshot must not share, and what has passed them by.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::fd::AsRawFd,
+};
+
+use brig_protocol::agent::WakeSpec;
+use rustix::time::{ClockId, Timespec, clock_settime};
+
+use crate::{
+    disks,
+    error::{AgentError, Context},
+    process::Places,
+};
+
+/// Nanoseconds of a second.
+const NS: i128 = 1_000_000_000;
+
+/// What a restore changes in the machine: the kernel of a guest, or a test's stand-in.
+pub trait Machine: std::fmt::Debug {
+    /// Opens what [`Machine::reseed`] needs; called in advance where there is time.
+    ///
+    /// # Errors
+    /// [`AgentError::System`].
+    fn open(&mut self, places: &Places) -> Result<(), AgentError>;
+
+    /// Sets `CLOCK_REALTIME`.
+    ///
+    /// # Errors
+    /// Those of clock_settime(2).
+    fn set_clock(&mut self, now: Timespec) -> io::Result<()>;
+
+    /// Mixes `seed` into the random number generator and has it make every later byte from that.
+    ///
+    /// # Errors
+    /// Those of ioctl(2).
+    fn reseed(&mut self, seed: &[u8; 32]) -> io::Result<()>;
+}
+
+/// Sets the clock, then the random numbers.
+///
+/// # Errors
+/// [`AgentError::System`]. A guest that cannot do this must not go on: its random numbers may be another one's.
+pub fn wake(machine: &mut dyn Machine, spec: &WakeSpec, places: &Places) -> Result<(), AgentError> {
+    machine
+        .set_clock(realtime(spec, time_stamp_counter()))
+        .step("set the clock")?;
+    machine.open(places)?;
+    machine
+        .reseed(&spec.seed)
+        .step("reseed the random number generator")
+}
+
+/// The time stamp counter.
+pub fn time_stamp_counter() -> u64 {
+    // SAFETY: every x86-64 CPU has the instruction, and Linux lets user mode use it unless a process gave it up
+    // (PR_SET_TSC), which this one has not.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// What the time is when the counter stands at `tsc`, which may be before the instant that `spec` speaks of: a guest's
+/// counter can be set back.
+fn realtime(spec: &WakeSpec, tsc: u64) -> Timespec {
+    let ticks = i128::from(tsc) - i128::from(spec.tsc);
+    // A frequency of zero is a mistake that is worth a wrong clock and no panic.
+    let khz = i128::from(spec.tsc_khz.max(1));
+    let now = (i128::from(spec.realtime_ns) + ticks * 1_000_000 / khz).max(0);
+    Timespec {
+        tv_sec: (now / NS) as i64,
+        tv_nsec: (now % NS) as i64,
+    }
+}
+
+/// The guest's kernel.
+#[derive(Debug, Default)]
+pub struct Kernel {
+    random: Option<File>,
+}
+
+/// `RNDADDENTROPY` and `RNDRESEEDCRNG` (include/uapi/linux/random.h).
+const ADD_ENTROPY: libc::Ioctl = 0x4008_5203;
+const RESEED: libc::Ioctl = 0x5207;
+
+/// `struct rand_pool_info` with its bytes.
+#[repr(C)]
+struct PoolInfo {
+    entropy_bits: i32,
+    bytes: i32,
+    seed: [u8; 32],
+}
+
+impl Machine for Kernel {
+    fn open(&mut self, places: &Places) -> Result<(), AgentError> {
+        if self.random.is_none() {
+            disks::ensure_devices(&places.devices())?;
+            let opened = OpenOptions::new()
+                .write(true)
+                .open(places.devices().join("urandom"));
+            self.random = Some(opened.step("open /dev/urandom")?);
+        }
+        Ok(())
+    }
+
+    fn set_clock(&mut self, now: Timespec) -> io::Result<()> {
+        Ok(clock_settime(ClockId::Realtime, now)?)
+    }
+
+    /// The seed goes into the input pool, credited; the reseed makes the base key from that pool and starts a new generation,
+    /// which each CPU's own key, the batches of `get_random_u32` and the vDSO's state compare with theirs before every
+    /// use (drivers/char/random.c, `crng_reseed`, `crng_make_state`).
+    fn reseed(&mut self, seed: &[u8; 32]) -> io::Result<()> {
+        let random = self.random.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let info = PoolInfo {
+            entropy_bits: seed.len() as i32 * 8,
+            bytes: seed.len() as i32,
+            seed: *seed,
+        };
+        // SAFETY: the request reads a rand_pool_info with as many bytes as it says, and `info` is one that outlives the call.
+        if unsafe { libc::ioctl(random.as_raw_fd(), ADD_ENTROPY, &raw const info) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the request takes no argument.
+        match unsafe { libc::ioctl(random.as_raw_fd(), RESEED, 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> WakeSpec {
+        WakeSpec {
+            tsc: 5_000_000_000,
+            realtime_ns: 1_700_000_000_999_999_999,
+            tsc_khz: 2_500_000,
+            seed: [0; 32],
+            identity: None,
+        }
+    }
+
+    fn at(tsc: u64) -> (i64, i64) {
+        let time = realtime(&spec(), tsc);
+        (time.tv_sec, time.tv_nsec)
+    }
+
+    #[test]
+    fn the_time_goes_on_from_the_instant_that_was_told() {
+        assert_eq!(at(5_000_000_000), (1_700_000_000, 999_999_999));
+        // 2.5 ticks a nanosecond.
+        assert_eq!(at(5_000_000_025), (1_700_000_001, 9));
+        assert_eq!(at(7_500_000_000), (1_700_000_001, 999_999_999));
+    }
+
+    #[test]
+    fn a_counter_before_that_instant_gives_an_earlier_time() {
+        assert_eq!(at(2_500_000_000), (1_699_999_999, 999_999_999));
+        assert_eq!(at(0), (1_699_999_998, 999_999_999));
+    }
+
+    #[test]
+    fn no_number_that_can_be_told_makes_it_panic() {
+        for (realtime_ns, told, tsc_khz) in [(0, u64::MAX, 0), (u64::MAX, 0, 0), (u64::MAX, 0, u32::MAX)] {
+            let spec = WakeSpec {
+                tsc: told,
+                realtime_ns,
+                tsc_khz,
+                ..spec()
+            };
+            for tsc in [0, u64::MAX] {
+                assert!(realtime(&spec, tsc).tv_sec >= 0);
+            }
+        }
+    }
+}
