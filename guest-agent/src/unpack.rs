@@ -7,9 +7,8 @@ use brig_protocol::agent::{FromAgent, UnpackFailure, UnpackSpec};
 
 use crate::{disks, error::one_line, process::Places};
 
-/// The disk of the compressed layers, and then the one that the EROFS image goes to: [`UnpackSpec`].
+/// The disk of the compressed layers, see [`UnpackSpec`].
 const BLOBS: u8 = 0;
-const IMAGE: u8 = 1;
 
 /// Least time between two reports of progress.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
@@ -18,7 +17,7 @@ const REPORT_EVERY: Duration = Duration::from_millis(200);
 /// times a second.
 pub fn run(spec: &UnpackSpec, places: &Places, report: &mut dyn FnMut(u64)) -> FromAgent {
     let disks = disks::open_direct(places, BLOBS, false)
-        .and_then(|blobs| Ok((blobs, disks::open_direct(places, IMAGE, true)?)));
+        .and_then(|blobs| Ok((blobs, disks::open_direct(places, spec.target, true)?)));
     let (blobs, image) = match disks {
         Ok(disks) => disks,
         Err(error) => {
