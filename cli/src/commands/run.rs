@@ -9,7 +9,7 @@ use brig_engine::{
     error::chain,
     port::{PORTS_MAX, PortError},
     template::{self, Ensured, Shape},
-    unpack::Report,
+    unpack::{self, Report},
 };
 use brig_image_store::Image;
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
@@ -37,7 +37,7 @@ pub async fn run(engine: &Engine, options: Run, began_ns: u64) -> Result<i32, Fa
     // What is wrong with the options is told before the image is unpacked, which takes long.
     engine.check(&image, &wishes).map_err(Failure::of_run)?;
     let cold = options.no_template || template::switched_off();
-    interrupts.end(unpack(engine, &image, cold)).await??;
+    interrupts.end(unpack_image(engine, &image, cold)).await??;
     let shape = Shape::new(options.cpus, options.memory);
     let template_ns = interrupts.end(template_for(engine, shape, cold)).await?;
     let config = engine.create(&image, &wishes).map_err(Failure::of_run)?;
@@ -197,11 +197,13 @@ async fn template_for(engine: &Engine, shape: Shape, cold: bool) -> Option<u64> 
     }
 }
 
-async fn unpack(engine: &Engine, image: &Image, cold: bool) -> Result<(), Failure> {
+async fn unpack_image(engine: &Engine, image: &Image, cold: bool) -> Result<(), Failure> {
     if engine.images().unpacked(image)?.is_some() {
         return Ok(());
     }
-    template_for(engine, Shape::unpack(), cold).await;
+    if unpack::AGENT_TAKES_TARGET {
+        template_for(engine, Shape::unpack(), cold).await;
+    }
     let step = Step::bytes("Unpacking the image in a guest", false);
     let mut all = None;
     let unpacked = engine

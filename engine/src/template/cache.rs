@@ -234,6 +234,11 @@ impl Cache {
     /// Drops a template that could not be used.
     pub fn drop_broken(&self, key: &Key) {
         self.drop_template(key);
+        self.failed(key);
+    }
+
+    /// A template of this key could not be made or not be used.
+    pub fn failed(&self, key: &Key) {
         let _ = write_record(&self.broken_path(key), &(self.broken_times(key) + 1));
     }
 

@@ -37,7 +37,7 @@ pub enum Ensured {
     Present(Key),
     /// It was made now.
     Made(Key),
-    /// The last ones that were made could not be used, and guests boot for a while.
+    /// The last ones could not be made or not be used, and guests boot for a while.
     Hopeless,
 }
 
@@ -85,7 +85,10 @@ pub(super) async fn ensure_within(
     if matches!(cache.find(&ingredients), Found::Template(_)) {
         return Ok(Ensured::Present(key));
     }
-    make(paths, host, &kvm, &cache, ingredients, &lock).await?;
+    if let Err(e) = make(paths, host, &kvm, &cache, ingredients, &lock).await {
+        cache.failed(&key);
+        return Err(e);
+    }
     cache.evict(limit, &key);
     Ok(Ensured::Made(key))
 }

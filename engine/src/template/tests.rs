@@ -53,7 +53,10 @@ impl Bench {
     /// Names in the directory of templates, without locks and the blank disk.
     fn names(&self) -> Vec<String> {
         let mut names = self.hidden();
-        names.retain(|name| name.strip_suffix(".lock").is_none() && !name.starts_with("blank"));
+        names.retain(|name| {
+            let helper = [".lock", ".broken"].iter().any(|end| name.ends_with(end));
+            !helper && !name.starts_with("blank")
+        });
         names
     }
 
