@@ -29,6 +29,15 @@ Examples:
 
 Files are in $BRIG_ROOT (/var/lib/brig for root, ~/.local/share/brig for others).";
 
+/// How much `--timing` tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TimingDetail {
+    /// When each stage was reached.
+    Stages,
+    /// And what the guest had cost then: VM exits, page faults, emulated instructions.
+    Full,
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -126,9 +135,9 @@ pub struct Run {
     /// Boot the guest, now and at each later start, template or not
     #[arg(long)]
     pub no_template: bool,
-    /// Print where the time went
-    #[arg(long)]
-    pub timing: bool,
+    /// Print where the time went; `full`: and what the guest cost until then
+    #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "stages")]
+    pub timing: Option<TimingDetail>,
     /// The image: a name, or the start of an id
     pub image: String,
     /// The command and its arguments; the image's otherwise

@@ -2,7 +2,11 @@
 
 use std::fmt::Write;
 
-use brig_engine::{clock::Timing, guest::Origin, kvm};
+use brig_engine::{
+    clock::{Counters, Stage, Timing},
+    guest::Origin,
+    kvm,
+};
 
 use crate::table;
 
@@ -41,6 +45,10 @@ pub fn render(timing: &Timing, request_ns: u64, cleaned_ns: u64) -> String {
         before = ns;
     }
     let mut text = table::render(&["STAGE", "MS", "DELTA"], &rows);
+    if !timing.costs.is_empty() {
+        text += "\n";
+        text += &costs(&timing.costs);
+    }
     // Writing to a String cannot fail.
     if let Some(origin) = timing.origin {
         let how = match origin {
@@ -59,6 +67,51 @@ pub fn render(timing: &Timing, request_ns: u64, cleaned_ns: u64) -> String {
         let _ = writeln!(text, "KVM is {}", kvm::describe(kind));
     }
     text
+}
+
+/// What the guest had cost at each stage, since its brig-vmm began.
+fn costs(costs: &[(Stage, Counters)]) -> String {
+    let rows: Vec<Vec<String>> = costs
+        .iter()
+        .map(|(stage, cost)| {
+            let stage = match stage {
+                Stage::Ready => "agent ready",
+                Stage::Exec => "process exec",
+                Stage::Exit => "exit",
+            };
+            let counts = [
+                cost.exits,
+                cost.io_exits,
+                cost.mmio_exits,
+                cost.halts,
+                cost.interrupts,
+                cost.emulated_instructions,
+                cost.guest_faults,
+                cost.minor_faults,
+                cost.major_faults,
+                cost.waits,
+            ];
+            let mut row = vec![stage.to_owned()];
+            row.extend(counts.iter().map(u64::to_string));
+            row
+        })
+        .collect();
+    table::render(
+        &[
+            "UNTIL",
+            "EXITS",
+            "IO",
+            "MMIO",
+            "HALTS",
+            "IRQS",
+            "EMULATED",
+            "GUEST FAULTS",
+            "FAULTS",
+            "MAJOR",
+            "WAITS",
+        ],
+        &rows,
+    )
 }
 
 fn milliseconds(ns: u64) -> String {

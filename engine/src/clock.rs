@@ -1,5 +1,6 @@
 //! `CLOCK_MONOTONIC`, which all processes of a host share, and the times of one start by it.
 
+pub use brig_protocol::vmm::Counters;
 use brig_protocol::vmm::KvmKind;
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,19 @@ pub struct Timing {
     pub output_ns: Option<u64>,
     /// The word that the process ended arrived.
     pub exit_ns: Option<u64>,
+    /// What the guest had cost at some of the stages, when that was asked for.
+    pub costs: Vec<(Stage, Counters)>,
+}
+
+/// A stage at which a guest's cost is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stage {
+    /// The agent is ready.
+    Ready,
+    /// The process has executed its program.
+    Exec,
+    /// The process has ended.
+    Exit,
 }
 
 impl Timing {

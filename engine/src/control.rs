@@ -44,6 +44,8 @@ pub enum Request {
         discard: bool,
         /// Whether the guest shall boot, template or not.
         cold: bool,
+        /// Whether what the guest costs is counted, see [`crate::clock::Timing::costs`].
+        count: bool,
     },
     /// Send what the process writes from now on.
     Attach,

@@ -26,10 +26,6 @@ use crate::{
 /// How long the agent may be silent. It reports often; the largest step between two reports is one file's.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Whether the agent writes to the disk that [`UnpackSpec::target`] names. As long as it always takes the second, a guest
-/// from a template, which has another disk there, would write the image to the wrong one.
-pub const AGENT_TAKES_TARGET: bool = false;
-
 /// Most characters of an agent's message that a user sees.
 const AGENT_TEXT: usize = 1000;
 
@@ -81,7 +77,7 @@ async fn run(
     let total = job.spec().layers.iter().map(|layer| layer.length).sum();
     report(Report::Progress { bytes: 0, total });
     let kvm = Kvm::open(paths, host).await?;
-    let restored = if cold || !AGENT_TAKES_TARGET {
+    let restored = if cold {
         None
     } else {
         restore(paths, host, &kvm, &job, report).await?

@@ -48,6 +48,8 @@ pub enum Command {
     Save,
     /// Let a saved guest run on. Unanswered.
     Resume,
+    /// Tell what the guest has cost so far. Answered by [`Event::Counted`].
+    Count,
     /// Connect a stream to a vsock port of the guest and move bytes between it and the one descriptor that comes along:
     /// a connected, non-blocking stream socket or one end of a pipe. The header is sent first. When the guest
     /// refuses, the descriptor is closed.
@@ -204,6 +206,8 @@ pub enum Event {
         /// Bytes of memory that are not holes in the file.
         memory_bytes: u64,
     },
+    /// Answer to [`Command::Count`].
+    Counted(Counters),
     /// The guest has stopped; brig-vmm ends after this.
     Stopped(StopReason),
     /// The command failed; brig-vmm ends after this. One line, causes included.
@@ -211,6 +215,32 @@ pub enum Event {
         /// What failed and why.
         message: String,
     },
+}
+
+/// What a guest has cost since its brig-vmm began: of all its vCPUs, as KVM counts it (zero where KVM does not count), and
+/// of the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Times that a vCPU left the guest, whether KVM or brig-vmm handled it.
+    pub exits: u64,
+    /// Accesses to ports that brig-vmm answered.
+    pub io_exits: u64,
+    /// Accesses to registers in memory that brig-vmm answered.
+    pub mmio_exits: u64,
+    /// Times that a vCPU had nothing to do.
+    pub halts: u64,
+    /// Interrupts that were delivered.
+    pub interrupts: u64,
+    /// Instructions that KVM carried out itself: on an emulated KVM all of the guest's kernel.
+    pub emulated_instructions: u64,
+    /// Pages that were mapped for the guest when it touched them.
+    pub guest_faults: u64,
+    /// Page faults of the process that needed no I/O (getrusage(2), `ru_minflt`), those for guest memory among them.
+    pub minor_faults: u64,
+    /// Page faults that did (`ru_majflt`).
+    pub major_faults: u64,
+    /// Times that a thread of the process waited (`ru_nvcsw`).
+    pub waits: u64,
 }
 
 /// Why a guest stopped.

@@ -47,6 +47,9 @@ pub enum ControlError {
     /// The machine could not be saved.
     #[error("Cannot save the guest")]
     Save(#[from] SaveError),
+    /// The counters could not be read.
+    #[error("Cannot count what the guest costs")]
+    Count(#[source] io::Error),
     /// The process could not be walled off.
     #[error("Cannot enter the jail")]
     Jail(#[source] io::Error),
@@ -155,6 +158,10 @@ impl Session<'_> {
                 let memory_bytes = machine.save(&memory, &state)?;
                 self.send(&Event::Saved { memory_bytes })
             }
+            (Command::Count, Some(machine)) => {
+                let counters = machine.count().map_err(ControlError::Count)?;
+                self.send(&Event::Counted(counters))
+            }
             (Command::Resume, Some(machine)) => {
                 machine.resume();
                 Ok(())
@@ -163,7 +170,7 @@ impl Session<'_> {
             (Command::Boot(_) | Command::Restore(_), Some(_)) => {
                 Err(ControlError::Unexpected("a second guest"))
             }
-            (Command::Connect { .. } | Command::Save | Command::Resume, None) => {
+            (Command::Connect { .. } | Command::Save | Command::Resume | Command::Count, None) => {
                 Err(ControlError::Unexpected("no guest yet"))
             }
         }

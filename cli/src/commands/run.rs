@@ -9,14 +9,14 @@ use brig_engine::{
     error::chain,
     port::{PORTS_MAX, PortError},
     template::{self, Ensured, Shape},
-    unpack::{self, Report},
+    unpack::Report,
 };
 use brig_image_store::Image;
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
 use super::print;
 use crate::{
-    arguments::{Run, Start as StartArguments},
+    arguments::{Run, Start as StartArguments, TimingDetail},
     failure::Failure,
     foreground,
     progress::Step,
@@ -76,6 +76,7 @@ async fn start_created(start: Start<'_>, interrupts: &mut Interrupts) -> Result<
         attach: !options.detach,
         discard: true,
         cold: start.cold,
+        count: options.timing == Some(TimingDetail::Full),
     };
     let session = match interrupts.end(launch(engine, id, wanted)).await {
         Ok(session) => session.map_err(Failure::of_run)?,
@@ -93,7 +94,7 @@ async fn start_created(start: Start<'_>, interrupts: &mut Interrupts) -> Result<
         // Its supervisor has done so, unless it was killed.
         discard(engine, id).await;
     }
-    if options.timing {
+    if options.timing.is_some() {
         let timing = Timing {
             template_ns: start.template_ns,
             ..exit.timing
@@ -149,6 +150,7 @@ async fn start_one(
         attach,
         discard: false,
         cold,
+        count: false,
     };
     let session = interrupts.end(launch(engine, id, wanted)).await?;
     let session = session.map_err(|e| if attach { Failure::of_run(e) } else { e.into() })?;
@@ -201,9 +203,7 @@ async fn unpack_image(engine: &Engine, image: &Image, cold: bool) -> Result<(), 
     if engine.images().unpacked(image)?.is_some() {
         return Ok(());
     }
-    if unpack::AGENT_TAKES_TARGET {
-        template_for(engine, Shape::unpack(), cold).await;
-    }
+    template_for(engine, Shape::unpack(), cold).await;
     let step = Step::bytes("Unpacking the image in a guest", false);
     let mut all = None;
     let unpacked = engine

@@ -32,6 +32,8 @@ pub struct StartOptions {
     pub discard: bool,
     /// Whether the guest shall boot, template or not.
     pub cold: bool,
+    /// Whether what the guest costs is counted.
+    pub count: bool,
 }
 
 /// A sandbox that is being started, and its supervisor. Dropping both halves before [`SessionOutput::started`] has given
@@ -102,11 +104,13 @@ impl Session {
             attach,
             discard,
             cold,
+            count,
         } = options;
         let start = Request::Start {
             attach,
             discard,
             cold,
+            count,
         };
         session.input.send(&start).await?;
         Ok(session)

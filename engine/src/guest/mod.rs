@@ -44,7 +44,7 @@ use tokio::{
 pub use self::restore::{Saved, SavedGuest};
 use crate::{
     Error, Paths,
-    clock::{Timing, monotonic_ns},
+    clock::{Stage, Timing, monotonic_ns},
     console::Console,
     error::one_line,
     frames::{self, FrameReader},
@@ -318,6 +318,24 @@ impl Guest {
         frames::write(&mut self.to_agent, message, TO_AGENT_BYTES).await
     }
 
+    /// Enters into `timing` what the guest has cost so far. One that cannot tell any more is none of this function's
+    /// business.
+    pub(crate) async fn count(&self, stage: Stage, timing: &mut Timing) {
+        let counted = async {
+            self.vmm.channel.send(&Command::Count, &[]).await.ok()?;
+            loop {
+                match self.vmm.channel.event().await.ok()? {
+                    Event::Counted(counters) => return Some(counters),
+                    event if is_idle_talk(&event) => {}
+                    _ => return None,
+                }
+            }
+        };
+        if let Ok(Some(counters)) = timeout(CONSOLE_TIMEOUT, counted).await {
+            timing.costs.push((stage, counters));
+        }
+    }
+
     /// Opens a stream to the agent and gives the near end.
     ///
     /// # Errors
@@ -345,7 +363,11 @@ pub async fn connect(vmm: &VmmChannel, header: StreamHeader, socket: BorrowedFd<
 pub(crate) fn is_idle_talk(event: &Event) -> bool {
     matches!(
         event,
-        Event::Booted { .. } | Event::Restored { .. } | Event::Probed { .. } | Event::Saved { .. }
+        Event::Booted { .. }
+            | Event::Restored { .. }
+            | Event::Probed { .. }
+            | Event::Saved { .. }
+            | Event::Counted(_)
     )
 }
 

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     Error, Paths,
-    clock::{Timing, monotonic_ns},
+    clock::{Stage, Timing, monotonic_ns},
     control::Exit,
     error::{CODE_BRIG, chain},
     guest::{Failure, Guest, Origin, is_idle_talk},
@@ -134,6 +134,7 @@ impl<'a> Life<'a> {
             config,
             directory,
             cold: begin.cold,
+            count: begin.count,
             notice: &|notice| {
                 phase.send_replace(Phase::Starting(Some(notice)));
             },
@@ -166,6 +167,9 @@ impl<'a> Life<'a> {
         phase.send_modify(Phase::run);
         let over = self.while_running(&mut guest).await;
         self.timing.exit_ns = Some(monotonic_ns());
+        if begin.count && matches!(over, Over::Exited(_)) {
+            guest.count(Stage::Exit, &mut self.timing).await;
+        }
         self.output.process_ended();
         // Its ports are free from here on.
         drop(forwarding);

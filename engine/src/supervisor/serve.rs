@@ -53,6 +53,8 @@ impl Phase {
 pub(super) struct Begin {
     /// Whether the guest shall boot, template or not.
     pub cold: bool,
+    /// Whether what the guest costs is counted.
+    pub count: bool,
 }
 
 /// Serves connections. Clones share everything.
@@ -117,12 +119,13 @@ impl Service {
             attach,
             discard,
             cold,
+            count,
         }) = requests.next().await
         else {
             return;
         };
         let attached = attach.then(|| self.0.output.attach());
-        if begin.send(Begin { cold }).is_err() {
+        if begin.send(Begin { cold, count }).is_err() {
             return;
         }
         let replies = self.clone().replies(write, true, attached);

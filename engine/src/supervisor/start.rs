@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 
 use crate::{
     Error, Paths,
-    clock::{Timing, monotonic_ns},
+    clock::{Stage, Timing, monotonic_ns},
     console::Console,
     disk,
     error::{chain, one_line, start_failure_code},
@@ -37,6 +37,8 @@ pub(super) struct Start<'a> {
     pub directory: &'a Directory,
     /// Whether the guest shall boot, template or not.
     pub cold: bool,
+    /// Whether what the guest costs is counted.
+    pub count: bool,
     /// Takes a line for the user.
     pub notice: &'a dyn Fn(String),
 }
@@ -141,7 +143,7 @@ impl Start<'_> {
                 _ => Trouble::Template(chain(&e)),
             })?;
         let writable = if fresh { FRESH_DISK } else { USED_DISK };
-        match start_process(&mut guest, self.config, writable, timing).await {
+        match start_process(&mut guest, self.config, writable, self.count, timing).await {
             Ok(Ok(streams)) => Ok((guest, streams)),
             Ok(Err(failed)) => {
                 guest.vmm.kill().await;
@@ -186,7 +188,7 @@ impl Start<'_> {
             disks: vec![whole(image, false)?, whole(open_disk(&path)?, true)?],
         };
         let mut guest = Guest::boot(self.paths, self.host, kvm, plan, self.console()?, timing).await?;
-        match start_process(&mut guest, self.config, FRESH_DISK, timing).await {
+        match start_process(&mut guest, self.config, FRESH_DISK, self.count, timing).await {
             Ok(Ok(streams)) => Ok((guest, streams)),
             Ok(Err(failed)) => {
                 guest.vmm.kill().await;
@@ -220,6 +222,7 @@ async fn start_process(
     guest: &mut Guest,
     config: &Config,
     writable: u8,
+    count: bool,
     timing: &mut Timing,
 ) -> Result<Result<Streams, Error>, Failure> {
     let Ok(streams) = Streams::connect(guest, config.stdin).await else {
@@ -229,9 +232,15 @@ async fn start_process(
     let spec = sandbox_spec(config, writable);
     let _ = guest.tell(&ToAgent::Start(Box::new(spec))).await;
     guest.awake(timing).await?;
+    if count {
+        guest.count(Stage::Ready, timing).await;
+    }
     match guest.heard().await? {
         FromAgent::Started { process: 0, .. } => {
             timing.exec_ns = Some(monotonic_ns());
+            if count {
+                guest.count(Stage::Exec, timing).await;
+            }
             Ok(Ok(streams))
         }
         FromAgent::StartFailed {

@@ -151,6 +151,7 @@ impl Client {
             attach,
             discard: false,
             cold: false,
+            count: false,
         })
         .await;
         assert_eq!(self.hear().await, Reply::Started);
@@ -282,6 +283,7 @@ fn a_program_that_is_not_there_leaves_a_created_sandbox_with_127() {
                     attach: true,
                     discard: false,
                     cold: false,
+                    count: false,
                 })
                 .await;
             let message = "exec /nope: no such file or directory [2J".to_owned();
@@ -456,6 +458,7 @@ fn a_guest_that_panics_in_its_boot_is_a_failed_start() {
                     attach: true,
                     discard: false,
                     cold: false,
+                    count: false,
                 })
                 .await;
             let Reply::Failed { code: 125, message } = client.hear().await else {
@@ -518,6 +521,7 @@ fn a_starter_that_leaves_gives_the_start_up_and_may_take_the_sandbox_along() {
                     attach: true,
                     discard,
                     cold: false,
+                    count: false,
                 })
                 .await;
             drop(client);
@@ -536,6 +540,7 @@ fn a_stop_gives_up_a_start() {
                 attach: true,
                 discard: false,
                 cold: false,
+                count: false,
             })
             .await;
         let mut other = bench.connect().await;

@@ -5,11 +5,13 @@
 //! | [`Vm`] | the virtual machine: memory slots, interrupt controllers, notifications |
 //! | [`vcpu`] | one virtual processor: its first state, its run loop |
 //! | [`vcpu_state`], [`vm_state`] | what KVM knows of a guest, saved and restored |
+//! | [`stats`] | what KVM counts |
 //! | [`cpuid`] | what the guest is told about its processor |
 //! | [`probe`] | tells a standard KVM from an emulated one |
 
 pub mod cpuid;
 pub mod probe;
+pub mod stats;
 pub mod vcpu;
 pub mod vcpu_state;
 pub mod vm_state;

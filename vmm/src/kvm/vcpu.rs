@@ -11,6 +11,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::{
     KvmError, Vm, cpuid, failed,
+    stats::VcpuStats,
     vcpu_state::{self, VcpuState},
 };
 use crate::{boot::long_mode, devices::bus::Bus, emulate::Emulator, pause::Brake, stop::Stop};
@@ -113,6 +114,11 @@ impl Vcpu {
             saved_msrs: Arc::clone(&shared.saved_msrs),
             _vm: Arc::clone(&shared.vm),
         })
+    }
+
+    /// KVM's counters, which can be read while it runs.
+    pub fn stats(&self) -> Option<VcpuStats> {
+        VcpuStats::open(&self.fd)
     }
 
     /// The time stamp counter as a program in the guest reads it.

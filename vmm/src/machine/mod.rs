@@ -19,6 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use brig_protocol::vmm::Counters;
+
 pub use self::{
     restore::{RestoreError, Restored},
     save::SaveError,
@@ -30,7 +32,7 @@ use crate::{
         virtio::{lock, vsock::Vsock},
     },
     event_loop::EventLoop,
-    kvm::{KvmError, Vm, vcpu::Vcpu},
+    kvm::{KvmError, Vm, stats::VcpuStats, vcpu::Vcpu},
     memory::MemoryError,
     pause::{self, Brakes, Gate},
     snapshot::DiskState,
@@ -86,6 +88,7 @@ pub struct RunningMachine {
     vsock: Arc<Mutex<Vsock>>,
     disks: Vec<DiskState>,
     vcpus: Vec<JoinHandle<()>>,
+    stats: Vec<VcpuStats>,
     brakes: Brakes,
     gate: Arc<Gate>,
     workarounds: bool,
@@ -107,6 +110,7 @@ impl Machine {
         for (name, event_loop) in self.event_loops {
             event_loop.spawn(name, Arc::clone(&gate))?;
         }
+        let stats = self.vcpus.iter().filter_map(Vcpu::stats).collect();
         let vcpus = self
             .vcpus
             .into_iter()
@@ -124,6 +128,7 @@ impl Machine {
             vsock: self.vsock,
             disks: self.disks,
             vcpus,
+            stats,
             brakes: self.brakes,
             gate,
             workarounds: self.workarounds,
@@ -140,6 +145,27 @@ impl RunningMachine {
     /// The socket device.
     pub fn vsock(&self) -> &Mutex<Vsock> {
         &self.vsock
+    }
+
+    /// What the guest and its process have cost so far.
+    ///
+    /// # Errors
+    /// Those of reading KVM's counters.
+    pub fn count(&self) -> io::Result<Counters> {
+        let mut counters = Counters::default();
+        for stats in &self.stats {
+            stats.add_to(&mut counters)?;
+        }
+        // SAFETY: an rusage is plain integers, for which zero is a value.
+        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+        // SAFETY: `usage` is an rusage for the kernel to fill.
+        if unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        counters.minor_faults = usage.ru_minflt as u64;
+        counters.major_faults = usage.ru_majflt as u64;
+        counters.waits = usage.ru_nvcsw as u64;
+        Ok(counters)
     }
 
     /// After the guest has stopped: brings its last bytes to where they belong.

@@ -56,6 +56,7 @@ impl Client {
             attach: true,
             discard: false,
             cold,
+            count: false,
         })
         .await;
         let mut notice = None;
@@ -311,6 +312,7 @@ fn a_process_that_cannot_be_started_is_not_the_templates_fault() {
                     attach: true,
                     discard: false,
                     cold: false,
+                    count: false,
                 })
                 .await;
             assert!(matches!(client.hear().await, Reply::Failed { code: 127, .. }));
