@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use brig_launcher::{Zygote, cgroup::Cgroup, memory, network};
+use brig_launcher::{Root, Zygote, cgroup::Cgroup, memory, network};
 use brig_protocol::spec::{CgroupSpec, RootSpec, SandboxSpec};
 use rustix::{
     io::Errno,
@@ -35,11 +35,12 @@ impl Prepared {
         self.zygote = None;
         disks::ensure_devices(&places.devices())?;
         self.enter_network()?;
-        if let RootSpec::Disks { writable, .. } = spec.root {
-            disks.mount_writable(writable, places)?;
-        }
+        let root = match &spec.root {
+            RootSpec::Disks { writable, .. } => disks.make_root_without_image(*writable, places)?,
+            RootSpec::Directory { path } => Root::Directory(path.into()),
+        };
         let cgroup = make_cgroup(&spec.cgroup, &places.cgroups())?;
-        let zygote = Zygote::make(spec, &places.files(), cgroup.as_ref())?;
+        let zygote = Zygote::make(spec, &root, &places.files(), cgroup.as_ref())?;
         disks.mark_prepared();
         disks.sync();
         self.zygote = Some(zygote);

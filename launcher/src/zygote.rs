@@ -19,8 +19,9 @@ use crate::{
     channel::{self, OrderReader, OrderRef, Verdict},
     child,
     error::{Context, LaunchError},
-    memory,
+    files,
     namespaces::{self, FAILED, NAMESPACES},
+    rootfs::Root,
     trees::Trees,
 };
 
@@ -36,15 +37,28 @@ pub struct Zygote {
 
 impl Zygote {
     /// Makes one for a spec like `spec`. It inherits the network namespace of the calling thread, which must be the only
-    /// one of its process. `files` is the directory that [`Launch::files`] will be, and `cgroup` the one with the limits
-    /// of the spec.
+    /// one of its process. `root` is the root filesystem as it will be, but for the image, in whose place there is an empty
+    /// directory; `files` is the directory that [`Launch::files`] will be, and `cgroup` the one with the limits of the spec.
     ///
     /// # Errors
     /// [`LaunchError`]; nothing is left then.
-    pub fn make(spec: &SandboxSpec, files: &Path, cgroup: Option<&Cgroup>) -> Result<Self, LaunchError> {
+    pub fn make(
+        spec: &SandboxSpec,
+        root: &Root,
+        files: &Path,
+        cgroup: Option<&Cgroup>,
+    ) -> Result<Self, LaunchError> {
         let (channel, theirs) = UnixStream::pair().step("create a socket pair")?;
         let Some(pid) = fork().step("create the sandbox's namespaces")? else {
-            wait_and_become(theirs, spec, files, cgroup)
+            wait_and_become(
+                theirs,
+                &Preparation {
+                    spec,
+                    root,
+                    files,
+                    cgroup,
+                },
+            )
         };
         drop(theirs);
         let failure = match channel::receive_verdict(&channel) {
@@ -159,9 +173,17 @@ fn fork() -> io::Result<Option<Pid>> {
     Ok(Pid::from_raw(pid as i32))
 }
 
+/// What a zygote begins with.
+struct Preparation<'a> {
+    spec: &'a SandboxSpec,
+    root: &'a Root,
+    files: &'a Path,
+    cgroup: Option<&'a Cgroup>,
+}
+
 /// The zygote's life.
-fn wait_and_become(channel: UnixStream, spec: &SandboxSpec, files: &Path, cgroup: Option<&Cgroup>) -> ! {
-    let error = namespaces::run_caught(&|| live(&channel, spec, files, cgroup));
+fn wait_and_become(channel: UnixStream, preparation: &Preparation<'_>) -> ! {
+    let error = namespaces::run_caught(&|| live(&channel, preparation));
     channel::send_verdict(&channel, &Verdict::failed(&error));
     end()
 }
@@ -172,19 +194,22 @@ fn end() -> ! {
     unsafe { libc::_exit(FAILED) }
 }
 
-fn live(
-    channel: &UnixStream,
-    spec: &SandboxSpec,
-    files: &Path,
-    cgroup: Option<&Cgroup>,
-) -> Result<Infallible, LaunchError> {
+fn live(channel: &UnixStream, preparation: &Preparation<'_>) -> Result<Infallible, LaunchError> {
+    let Preparation {
+        spec,
+        root,
+        files,
+        cgroup,
+    } = *preparation;
     let capabilities = spec.process.capabilities;
     child::begin(capabilities, cgroup)?;
     // After it has joined its cgroup: a descriptor of the caller's may be needed for that.
     close_all_but(channel)?;
-    let trees = Trees::build(spec)?;
+    root.rehearse()?;
+    let prepared_files = files::prepare(&spec.files, files, Vec::new())?;
+    child::rehearse(&spec.process);
     let reader = OrderReader::new();
-    memory::make_present();
+    let trees = Trees::build(spec)?;
     channel::send_verdict(channel, &Verdict::Ready);
     let Some((order, stdio)) = reader.receive(channel).step("read what to become")? else {
         end();
@@ -195,7 +220,7 @@ fn live(
         files,
         stdio: &stdio,
     };
-    child::complete(&plan, capabilities, Some(trees))
+    child::complete(&plan, capabilities, Some(trees), prepared_files)
 }
 
 /// Closes what the caller had open: a copy of a connection's descriptor would keep it open.
