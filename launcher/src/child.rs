@@ -84,15 +84,6 @@ pub(crate) fn complete(
     Err(program.execute())
 }
 
-/// Runs what of [`complete`] leaves nothing behind, so that its code is in memory when it is needed.
-pub(crate) fn rehearse(process: &ProcessSpec) {
-    let identity = user::resolve(&process.user);
-    let environment = identity
-        .ok()
-        .and_then(|identity| environment(process, &identity).ok());
-    let _ = Program::new(&process.args, &environment.unwrap_or_default());
-}
-
 /// Joins the cgroup, which then is the root of the cgroup namespace (cgroup_namespaces(7)).
 fn enter_cgroup(cgroup: Option<&Cgroup>) -> Result<(), LaunchError> {
     if let Some(cgroup) = cgroup {

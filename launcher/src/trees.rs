@@ -17,7 +17,7 @@ use crate::{
     child,
     error::{Context, LaunchError},
     masked::clone_tree,
-    memory, mounts,
+    mounts,
 };
 
 /// Mounts that wait for their root filesystem.
@@ -27,8 +27,7 @@ pub(crate) struct Trees {
 }
 
 impl Trees {
-    /// Makes what `spec` mounts, hidden and read-only paths included, and the pages present that the calling process may write,
-    /// as there is a `/proc` to find them by. The calling process is alone in a private mount
+    /// Makes what `spec` mounts, hidden and read-only paths included. The calling process is alone in a private mount
     /// namespace; its root is what it was when this returns.
     pub(crate) fn build(spec: &SandboxSpec) -> Result<Self, LaunchError> {
         let staging = Staging::enter()?;
@@ -41,7 +40,6 @@ impl Trees {
                 Ok((mount.clone(), tree))
             })
             .collect::<Result<_, LaunchError>>()?;
-        memory::make_writable_present();
         staging.leave()?;
         Ok(Self { all })
     }
