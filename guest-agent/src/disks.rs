@@ -30,7 +30,7 @@ pub struct Disks {
 impl Disks {
     /// Mounts a writable disk in the agent's mount namespace unless it is there. One that was mounted before is covered and
     /// never touched again: after a restore it may be another disk than the one that the kernel knows.
-    pub(crate) fn mount_writable(&mut self, number: u8, places: &Places) -> Result<(), AgentError> {
+    fn mount_writable(&mut self, number: u8, places: &Places) -> Result<(), AgentError> {
         if self
             .writable
             .as_ref()
@@ -57,12 +57,17 @@ impl Disks {
         if self.prepared.is_some_and(|prepared| prepared != writable) {
             disks.push(disk(places, writable, Content::Writable));
         }
-        Ok(Root::Overlay(Overlay {
-            disks,
-            image: places.image(),
-            writable: places.disk(),
-            at: places.root(),
-        }))
+        Ok(overlay(disks, places))
+    }
+
+    /// Mounts the writable layer of a root filesystem whose image is not there yet.
+    pub(crate) fn make_root_without_image(
+        &mut self,
+        writable: u8,
+        places: &Places,
+    ) -> Result<Root, AgentError> {
+        self.mount_writable(writable, places)?;
+        Ok(overlay(Vec::new(), places))
     }
 
     /// Writes everything to the writable disk. As sync(2) this reports nothing.
@@ -83,6 +88,15 @@ impl Disks {
             let _ = unmount(&path, UnmountFlags::empty());
         }
     }
+}
+
+fn overlay(disks: Vec<Disk>, places: &Places) -> Root {
+    Root::Overlay(Overlay {
+        disks,
+        image: places.image(),
+        writable: places.disk(),
+        at: places.root(),
+    })
 }
 
 fn disk(places: &Places, number: u8, content: Content) -> Disk {

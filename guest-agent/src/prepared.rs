@@ -3,10 +3,11 @@
 
 use std::path::Path;
 
-use brig_launcher::{Zygote, cgroup::Cgroup, memory, network};
+use brig_launcher::{Root, Zygote, cgroup::Cgroup, network};
 use brig_protocol::spec::{CgroupSpec, RootSpec, SandboxSpec};
 use rustix::{
     io::Errno,
+    mm::{MlockAllFlags, mlockall, munlockall},
     mount::{MountFlags, mount},
     process::Pid,
 };
@@ -26,7 +27,7 @@ pub struct Prepared {
 
 impl Prepared {
     /// Makes ready what `spec` needs and what does not depend on the image. Nothing is in motion when it returns: what was
-    /// written to the disk is on it, and every page of memory that a start will write is there.
+    /// written to the disk is on it.
     ///
     /// # Errors
     /// [`AgentError`].
@@ -35,16 +36,16 @@ impl Prepared {
         self.zygote = None;
         disks::ensure_devices(&places.devices())?;
         self.enter_network()?;
-        if let RootSpec::Disks { writable, .. } = spec.root {
-            disks.mount_writable(writable, places)?;
-        }
+        let root = match &spec.root {
+            RootSpec::Disks { writable, .. } => disks.make_root_without_image(*writable, places)?,
+            RootSpec::Directory { path } => Root::Directory(path.into()),
+        };
         let cgroup = make_cgroup(&spec.cgroup, &places.cgroups())?;
-        let zygote = Zygote::make(spec, &places.files(), cgroup.as_ref())?;
+        let zygote = Zygote::make(spec, &root, &places.files(), cgroup.as_ref())?;
         disks.mark_prepared();
         disks.sync();
         self.zygote = Some(zygote);
-        // After the fork, which has made all pages of both copy-on-write.
-        memory::make_present();
+        make_memory_present();
         Ok(())
     }
 
@@ -70,6 +71,14 @@ impl Prepared {
         if let Some(zygote) = self.zygote.take_if(|zygote| zygote.pid() == pid) {
             zygote.has_ended();
         }
+    }
+}
+
+/// Maps every page of the agent's program, heap and stack, so that none costs a page fault after a restore. What cannot be had
+/// is done without.
+fn make_memory_present() {
+    if mlockall(MlockAllFlags::CURRENT).is_ok() {
+        let _ = munlockall();
     }
 }
 

@@ -13,7 +13,7 @@ use crate::error::{Context, LaunchError};
 const CPU_PERIOD_US: u64 = 100_000;
 
 /// A cgroup with the limits of a spec. Dropping it leaves it in place: see [`Cgroup::remove`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Cgroup {
     path: PathBuf,
 }

@@ -71,8 +71,15 @@ impl Verdict {
     }
 }
 
-/// Sends an order with the streams. `BrokenPipe`: nobody is there.
-pub(crate) fn send_order(channel: &UnixStream, order: &OrderRef<'_>, stdio: &Stdio) -> io::Result<()> {
+/// Sends an order with the streams and waits for what comes of it: `None`, the end of the stream, when the zygote has become the
+/// process. `BrokenPipe` and `ConnectionReset`: nobody was there to read the order.
+///
+/// Between the first byte sent and the first received this touches nothing but its stack: see [`crate::zygote`].
+pub(crate) fn give_order(
+    channel: &UnixStream,
+    order: &OrderRef<'_>,
+    stdio: &Stdio,
+) -> io::Result<Option<Verdict>> {
     let bytes = frame::encode(order, ORDER_BYTES).map_err(io::Error::other)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -90,7 +97,7 @@ pub(crate) fn send_order(channel: &UnixStream, order: &OrderRef<'_>, stdio: &Std
     while sent < bytes.len() {
         sent += retry_on_intr(|| send(channel, &bytes[sent..], SendFlags::NOSIGNAL))?;
     }
-    Ok(())
+    receive_verdict(channel)
 }
 
 /// A zygote's side: the room is made before it is needed.
@@ -143,10 +150,12 @@ impl OrderReader {
     }
 }
 
-/// Says a verdict; the caller may be gone.
+/// Says a verdict; the caller may be gone. Once it is said this touches nothing but its stack: see [`crate::zygote`].
 pub(crate) fn send_verdict(channel: &UnixStream, verdict: &Verdict) {
     if let Ok(bytes) = frame::encode(verdict, VERDICT_BYTES) {
-        let _ = retry_on_intr(|| send(channel, &bytes, SendFlags::NOSIGNAL));
+        // Never freed.
+        let bytes = bytes.leak();
+        let _ = retry_on_intr(|| send(channel, bytes, SendFlags::NOSIGNAL));
     }
 }
 

@@ -22,7 +22,8 @@ use crate::{
     devices,
     error::{Context, LaunchError},
     exec::{self, Program},
-    files, masked, mounts, rlimits,
+    files::{self, Prepared},
+    masked, mounts, rlimits,
     rootfs::{self, Root},
     signals, sysctls,
     trees::Trees,
@@ -41,7 +42,7 @@ pub(crate) struct Plan<'a> {
 pub(crate) fn become_process(plan: &Plan<'_>, cgroup: Option<&Cgroup>) -> Result<Infallible, LaunchError> {
     let capabilities = plan.spec.process.capabilities;
     begin(capabilities, cgroup)?;
-    complete(plan, capabilities, None)
+    complete(plan, capabilities, None, Vec::new())
 }
 
 /// What depends neither on the image nor on who the sandbox is. The bounding set is that of `capabilities` then.
@@ -55,15 +56,17 @@ pub(crate) fn begin(capabilities: CapabilitySet, cgroup: Option<&Cgroup>) -> Res
     rootfs::make_private()
 }
 
-/// The rest of the way, after [`begin`]. `trees` are the spec's mounts when they have been made in advance.
+/// The rest of the way, after [`begin`]. `trees` are the spec's mounts when they have been made in advance, and `files` those of
+/// the engine's files that have been.
 pub(crate) fn complete(
     plan: &Plan<'_>,
     bounding: CapabilitySet,
     trees: Option<Trees>,
+    files: Vec<Prepared>,
 ) -> Result<Infallible, LaunchError> {
     let process = &plan.spec.process;
     sethostname(plan.spec.hostname.as_bytes()).step_on("set the hostname", &plan.spec.hostname)?;
-    fill_root(plan, trees)?;
+    fill_root(plan, trees, files)?;
 
     let identity = user::resolve(&process.user)?;
     let program = Program::new(&process.args, &environment(process, &identity)?)?;
@@ -91,19 +94,19 @@ fn enter_cgroup(cgroup: Option<&Cgroup>) -> Result<(), LaunchError> {
 }
 
 /// Enters the root filesystem and mounts over it what the spec wants.
-fn fill_root(plan: &Plan<'_>, trees: Option<Trees>) -> Result<(), LaunchError> {
+fn fill_root(plan: &Plan<'_>, trees: Option<Trees>, files: Vec<Prepared>) -> Result<(), LaunchError> {
     let spec = plan.spec;
     let root = plan.root.mount()?;
     // Between the two: the root comes first in /proc/mounts, as everybody expects, and the files still have a name.
-    let files = files::prepare(&spec.files, plan.files)?;
+    let files = files::prepare(&spec.files, plan.files, files)?;
     rootfs::enter(root)?;
     let Some(trees) = trees else {
         furnish(spec)?;
-        files::bind(files)?;
+        files::bind(&files)?;
         return cover(spec, |_| true);
     };
     trees.attach()?;
-    files::bind(files)?;
+    files::bind(&files)?;
     cover(spec, |path| !trees.hold(path))
 }
 

@@ -72,8 +72,8 @@ impl Program {
     /// What a failed attempt means; `None` when the next directory of `PATH` is to be tried.
     fn verdict(&self, candidate: &CStr, error: &io::Error) -> Option<LaunchError> {
         let path = Path::new(OsStr::from_bytes(candidate.to_bytes()));
-        let is_directory = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_dir());
-        let exists = path.symlink_metadata().is_ok();
+        let is_directory = || std::fs::metadata(path).is_ok_and(|metadata| metadata.is_dir());
+        let exists = || path.symlink_metadata().is_ok();
         let program = self.name.clone();
         let not_executable = |reason: &str| LaunchError::NotExecutable {
             program: program.clone(),
@@ -82,11 +82,11 @@ impl Program {
         // As Go's exec.LookPath, which Docker uses: what cannot be executed is passed over in a search of PATH.
         let searched = !self.name.contains('/');
         match error.raw_os_error().map(Errno::from_raw_os_error) {
-            Some(Errno::NOENT | Errno::NOTDIR) if searched && !exists => None,
+            Some(Errno::NOENT | Errno::NOTDIR) if searched && !exists() => None,
             // The interpreter in the first line of a script is missing, or the ELF file's.
             Some(Errno::NOENT | Errno::NOTDIR) => Some(LaunchError::NoSuchProgram { program }),
             Some(Errno::ACCESS | Errno::ISDIR) if searched => None,
-            Some(Errno::ACCESS | Errno::ISDIR) if is_directory => Some(not_executable("is a directory")),
+            Some(Errno::ACCESS | Errno::ISDIR) if is_directory() => Some(not_executable("is a directory")),
             Some(Errno::ACCESS | Errno::PERM) => Some(not_executable("permission denied")),
             Some(Errno::NOEXEC) => Some(not_executable("exec format error")),
             Some(Errno::LOOP) => Some(not_executable("too many levels of symbolic links")),

@@ -3,10 +3,11 @@
 //! and the writable layer stay as they are.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     os::{
         fd::OwnedFd,
-        unix::fs::{OpenOptionsExt, PermissionsExt},
+        unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
     },
     path::Path,
 };
@@ -27,27 +28,53 @@ use crate::{
 const LINKS_MAX: usize = 40;
 
 /// A file that is written, and bound nowhere yet.
-pub(crate) struct Prepared<'a> {
-    path: &'a str,
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    spec: FileSpec,
+    file: File,
     tree: OwnedFd,
 }
 
-/// Writes `files` into `directory`. Called before the root filesystem is entered, when `directory` still has a name.
-pub(crate) fn prepare<'a>(files: &'a [FileSpec], directory: &Path) -> Result<Vec<Prepared<'a>>, LaunchError> {
+/// Writes `files` into `directory`. Called before the root filesystem is entered, when `directory` still has a name. Those of
+/// `before`, which have been written there in advance, get what has changed of their content.
+pub(crate) fn prepare(
+    files: &[FileSpec],
+    directory: &Path,
+    before: Vec<Prepared>,
+) -> Result<Vec<Prepared>, LaunchError> {
+    let mut before = before.into_iter();
     files
         .iter()
         .enumerate()
-        .map(|(index, file)| {
-            let source = directory.join(index.to_string());
-            write(&source, file).step_on("write", &file.path)?;
-            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-            let tree = open_tree(CWD, &source, flags).step_on("bind", &file.path)?;
-            Ok(Prepared {
-                path: &file.path,
-                tree,
-            })
+        .map(|(index, file)| match before.next() {
+            Some(prepared) if prepared.spec.path == file.path && prepared.spec.mode == file.mode => {
+                prepared.with_content(&file.content).step_on("write", &file.path)
+            }
+            _ => Prepared::new(file, &directory.join(index.to_string())),
         })
         .collect()
+}
+
+impl Prepared {
+    fn new(file: &FileSpec, source: &Path) -> Result<Self, LaunchError> {
+        let opened = write(source, file).step_on("write", &file.path)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = open_tree(CWD, source, flags).step_on("bind", &file.path)?;
+        Ok(Self {
+            spec: file.clone(),
+            file: opened,
+            tree,
+        })
+    }
+
+    fn with_content(mut self, content: &[u8]) -> io::Result<Self> {
+        if self.spec.content != content {
+            self.file.set_len(0)?;
+            self.file.write_all_at(content, 0)?;
+            self.spec.content = content.to_vec();
+        }
+        Ok(self)
+    }
 }
 
 /// Gives file number `index` of a running sandbox's spec other content: the file in `directory` is the one that is bound.
@@ -55,20 +82,22 @@ pub(crate) fn prepare<'a>(files: &'a [FileSpec], directory: &Path) -> Result<Vec
 /// # Errors
 /// [`LaunchError::Step`].
 pub fn rewrite(directory: &Path, index: usize, file: &FileSpec) -> Result<(), LaunchError> {
-    write(&directory.join(index.to_string()), file).step_on("write", &file.path)
+    write(&directory.join(index.to_string()), file)
+        .map(drop)
+        .step_on("write", &file.path)
 }
 
 /// Binds the prepared files. Called inside of the root filesystem.
-pub(crate) fn bind(files: Vec<Prepared<'_>>) -> Result<(), LaunchError> {
-    for file in files {
-        let target = target_file(file.path).step_on("bind a file over", file.path)?;
-        mounts::attach(&file.tree, &target).step_on("bind a file over", file.path)?;
+pub(crate) fn bind(files: &[Prepared]) -> Result<(), LaunchError> {
+    for Prepared { spec, tree, .. } in files {
+        let target = target_file(&spec.path).step_on("bind a file over", &spec.path)?;
+        mounts::attach(tree, &target).step_on("bind a file over", &spec.path)?;
     }
     Ok(())
 }
 
 /// Writes one file anew.
-fn write(source: &Path, file: &FileSpec) -> io::Result<()> {
+fn write(source: &Path, file: &FileSpec) -> io::Result<File> {
     let mode = file.mode & 0o777;
     let mut opened = fs::OpenOptions::new()
         .write(true)
@@ -80,7 +109,8 @@ fn write(source: &Path, file: &FileSpec) -> io::Result<()> {
     if opened.metadata()?.permissions().mode() & 0o777 != mode {
         opened.set_permissions(fs::Permissions::from_mode(mode))?;
     }
-    io::Write::write_all(&mut opened, &file.content)
+    io::Write::write_all(&mut opened, &file.content)?;
+    Ok(opened)
 }
 
 /// The image's file at `path`, links followed; an empty one is made when there is none.
@@ -88,43 +118,45 @@ fn target_file(path: &str) -> io::Result<OwnedFd> {
     if !path.starts_with('/') {
         return Err(io::Error::other("the path is not absolute"));
     }
-    let open = || {
-        openat2(
-            CWD,
-            path,
-            OFlags::PATH | OFlags::CLOEXEC,
-            Mode::empty(),
-            ResolveFlags::NO_MAGICLINKS,
-        )
-    };
-    match open() {
-        Err(Errno::NOENT) => {}
-        opened => return Ok(opened?),
+    match openat2(
+        CWD,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::NO_MAGICLINKS,
+    ) {
+        Err(Errno::NOENT) => create(Path::new(path)),
+        opened => Ok(opened?),
     }
-    create(Path::new(path))?;
-    Ok(open()?)
 }
 
-/// Makes an empty file and the directories above it. A link that leads nowhere is followed to where it points, as Docker
+/// Makes an empty file, and the directories above it when they are missing. A link that leads nowhere is followed to where it points, as Docker
 /// does: an image of a system with systemd has such a link for `/etc/resolv.conf`.
-fn create(path: &Path) -> io::Result<()> {
+fn create(path: &Path) -> io::Result<OwnedFd> {
     let mut path = path.to_owned();
     for _ in 0..LINKS_MAX {
+        match create_file(&path) {
+            Err(Errno::NOENT) => {}
+            created => return Ok(created?),
+        }
         let parent = path.parent().unwrap_or(Path::new("/")).to_owned();
         fs::create_dir_all(&parent)?;
-        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        match openat2(
-            CWD,
-            &path,
-            flags,
-            Mode::from_raw_mode(0o644),
-            ResolveFlags::NO_MAGICLINKS,
-        ) {
+        match create_file(&path) {
             // The directory that the link points into is missing.
             Err(Errno::NOENT) => path = parent.join(fs::read_link(&path)?),
-            Err(e) => return Err(e.into()),
-            Ok(_) => return Ok(()),
+            created => return Ok(created?),
         }
     }
     Err(Errno::LOOP.into())
+}
+
+fn create_file(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    openat2(
+        CWD,
+        path,
+        flags,
+        Mode::from_raw_mode(0o644),
+        ResolveFlags::NO_MAGICLINKS,
+    )
 }

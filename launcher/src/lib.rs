@@ -30,7 +30,6 @@ pub mod error;
 pub mod exec;
 pub mod files;
 pub mod masked;
-pub mod memory;
 pub mod mounts;
 pub mod namespaces;
 pub mod network;

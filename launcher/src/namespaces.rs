@@ -34,8 +34,7 @@ pub(crate) const FAILED: c_int = 125;
 
 /// The namespaces of a sandbox that its first process is made in. The network namespace exists already, and the cgroup
 /// namespace follows when the cgroup has been joined.
-pub(crate) const NAMESPACES: c_int =
-    libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
+const NAMESPACES: c_int = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
 
 /// Runs `body` as a child process in new namespaces until it executes a program; returns the child's pid then.
 ///
@@ -50,7 +49,10 @@ pub fn run_in_new(body: &Body<'_>) -> Result<Pid, LaunchError> {
     let mut task = Task { body, error: None };
     // A handler of the caller's must not run in the child, where it would act on the caller's memory.
     let blocked = signals::BlockedSignals::new();
-    let pid = clone_sharing_memory(&mut stack, &mut task);
+    // SAFETY: `entry` takes a pointer to a `Task`, which is what it gets, and with CLONE_VFORK this thread, whose frames own
+    // `task` and `stack`, does not run until the child has left that memory by exec or exit: the two never run at
+    // the same time, so the child has the exclusive access that `&mut` promises.
+    let pid = unsafe { clone_sharing_memory(libc::CLONE_VFORK, &mut stack, entry, (&raw mut task).cast()) };
     drop(blocked);
     let pid = pid.step("create the sandbox's namespaces")?;
     match task.error.take() {
@@ -71,15 +73,22 @@ struct Task<'a> {
     error: Option<LaunchError>,
 }
 
-/// clone(2) of a child that runs `task` on `stack`.
-fn clone_sharing_memory(stack: &mut Stack, task: &mut Task<'_>) -> io::Result<Pid> {
-    let flags = NAMESPACES | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-    // SAFETY: `entry` takes a pointer to a `Task`, which is what it gets, and with CLONE_VFORK this thread, whose frames own
-    // `task` and `stack`, does not run until the child has left that memory by exec or exit: the two never run at
-    // the same time, so the child has the exclusive access that `&mut` promises. The child shares this thread's
-    // thread-local storage for the same time, also exclusively. The stack is as large as `Stack` says, ends above
-    // a guard page and is aligned to a page.
-    let pid = unsafe { libc::clone(entry, stack.top(), flags, ptr::from_mut(task).cast()) };
+/// clone(2) of a child in new namespaces that runs `entry` on `stack` in the caller's memory.
+///
+/// # Safety
+/// `entry` may be called with `argument`, and `stack` is the child's until it has left this memory by exec or exit. The child
+/// shares the memory and the thread-local storage of the calling thread: the two must never touch either at the
+/// same time.
+pub(crate) unsafe fn clone_sharing_memory(
+    flags: c_int,
+    stack: &mut Stack,
+    entry: extern "C" fn(*mut c_void) -> c_int,
+    argument: *mut c_void,
+) -> io::Result<Pid> {
+    let flags = flags | NAMESPACES | libc::CLONE_VM | libc::SIGCHLD;
+    // SAFETY: the stack is as large as `Stack` says, ends above a guard page and is aligned to a page; the rest is the
+    // caller's promise.
+    let pid = unsafe { libc::clone(entry, stack.top(), flags, argument) };
     if pid < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -88,7 +97,7 @@ fn clone_sharing_memory(stack: &mut Stack, task: &mut Task<'_>) -> io::Result<Pi
 
 /// Where the child begins.
 extern "C" fn entry(task: *mut c_void) -> c_int {
-    // SAFETY: `clone_sharing_memory` passes a pointer to its `Task` and does not run meanwhile.
+    // SAFETY: `run_in_new` passes a pointer to its `Task` and does not run meanwhile.
     let task = unsafe { &mut *task.cast::<Task<'_>>() };
     task.error = Some(run_caught(task.body));
     // The C library ends the child by the exit system call alone: no handler of the caller's runs.
@@ -113,12 +122,13 @@ pub(crate) fn collect(pid: Pid) {
 }
 
 /// An anonymous mapping with a guard page at its low end.
-struct Stack {
+#[derive(Debug)]
+pub(crate) struct Stack {
     base: *mut c_void,
 }
 
 impl Stack {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory that is in use.
         let base = unsafe {
             mmap_anonymous(
@@ -142,7 +152,7 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, and whoever ran on it has ended, see `clone_sharing_memory`.
+        // SAFETY: the mapping is this value's own, and whoever ran on it has left, as its user promised `clone_sharing_memory`.
         let _ = unsafe { munmap(self.base, STACK_BYTES) };
     }
 }

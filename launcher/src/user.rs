@@ -72,7 +72,7 @@ pub(crate) fn resolve(user: &str) -> Result<Identity, UserError> {
 /// is: a FIFO would never end, a device might do anything.
 fn read(path: &'static str) -> Result<String, UserError> {
     let unreadable = |source| UserError::Unreadable { path, source };
-    match fs::metadata(path) {
+    let length = match fs::metadata(path) {
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(String::new());
         }
@@ -80,16 +80,26 @@ fn read(path: &'static str) -> Result<String, UserError> {
         Ok(metadata) if !metadata.is_file() => {
             return Err(unreadable(io::Error::other("not a regular file")));
         }
-        Ok(_) => {}
-    }
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(FILE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(unreadable)?;
+        Ok(metadata) => metadata.len(),
+    };
+    // The byte more shows in the same read that there is none.
+    let mut bytes = vec![0; length.min(FILE_BYTES) as usize + 1];
+    let read = File::open(path).and_then(|mut file| read_once(&mut file, &mut bytes));
+    bytes.truncate(read.map_err(unreadable)?);
     if bytes.len() as u64 > FILE_BYTES {
         return Err(unreadable(io::Error::other("the file is too large")));
     }
     Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+}
+
+/// One read: of a regular file the kernel gives all that is asked for and there.
+fn read_once(file: &mut File, bytes: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match file.read(bytes) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
 /// Finds the identity that `user` stands for: ``, `name`, `uid`, and each with `:group` or `:gid`.

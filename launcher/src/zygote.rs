@@ -1,13 +1,22 @@
-//! A process made in advance: in its namespaces, with its mounts ready, waiting for the image and the rest of the spec.
+//! A process made in advance: in its namespaces, with its mounts ready, waiting for the image and the rest of the spec. It takes
+//! one order and either becomes the sandbox's first process or says why not.
 //!
-//! Unlike the child of [`crate::namespaces`] it outlives the call that makes it, so it is a forked copy of the caller with
-//! memory of its own. It takes one order and either becomes the sandbox's first process or says why not.
+//! As the child of [`crate::namespaces`] it shares the caller's memory: nothing is copied at a write, and its exec has no memory
+//! to take apart. Unlike that child it outlives the call that makes it, with a stack of its own. So **the two take
+//! turns**: one of them waits on their socket while the other runs. Whoever has sent something touches nothing but its own
+//! stack until it has received the answer, no heap and no thread-local storage, as the other may be running by then.
+//! That is why the functions of `channel` free nothing in between.
 
 use std::{
     convert::Infallible,
+    ffi::{c_int, c_void},
     io,
-    os::{fd::AsRawFd, unix::net::UnixStream},
-    path::Path,
+    mem::ManuallyDrop,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::{Path, PathBuf},
 };
 
 use brig_protocol::spec::SandboxSpec;
@@ -19,8 +28,10 @@ use crate::{
     channel::{self, OrderReader, OrderRef, Verdict},
     child,
     error::{Context, LaunchError},
-    memory,
-    namespaces::{self, FAILED, NAMESPACES},
+    files,
+    namespaces::{self, FAILED, Stack},
+    rootfs::Root,
+    signals::BlockedSignals,
     trees::Trees,
 };
 
@@ -36,17 +47,38 @@ pub struct Zygote {
 
 impl Zygote {
     /// Makes one for a spec like `spec`. It inherits the network namespace of the calling thread, which must be the only
-    /// one of its process. `files` is the directory that [`Launch::files`] will be, and `cgroup` the one with the limits
-    /// of the spec.
+    /// one of its process as long as the zygote waits. `root` is the root filesystem as it will be, but for the image, in whose place there is an empty
+    /// directory; `files` is the directory that [`Launch::files`] will be, and `cgroup` the one with the limits of the spec.
     ///
     /// # Errors
     /// [`LaunchError`]; nothing is left then.
-    pub fn make(spec: &SandboxSpec, files: &Path, cgroup: Option<&Cgroup>) -> Result<Self, LaunchError> {
+    pub fn make(
+        spec: &SandboxSpec,
+        root: &Root,
+        files: &Path,
+        cgroup: Option<&Cgroup>,
+    ) -> Result<Self, LaunchError> {
+        // Never unmapped: that the zygote has left it is known too late, or unmapping does not pay.
+        let mut stack = ManuallyDrop::new(Stack::new().step("allocate a stack")?);
         let (channel, theirs) = UnixStream::pair().step("create a socket pair")?;
-        let Some(pid) = fork().step("create the sandbox's namespaces")? else {
-            wait_and_become(theirs, spec, files, cgroup)
-        };
-        drop(theirs);
+        let number = theirs.as_raw_fd();
+        let life = Box::into_raw(Box::new(Life {
+            channel: theirs,
+            spec: spec.clone(),
+            root: root.clone(),
+            files: files.to_owned(),
+            cgroup: cgroup.cloned(),
+        }));
+        let blocked = BlockedSignals::new();
+        // SAFETY: `entry` takes a pointer to a `Life` out of a box, which is what it gets, and the stack is never unmapped. The two
+        // take turns as the module says: up to the verdict that is waited for below, this thread makes system calls
+        // on values of its own stack.
+        let pid = unsafe { namespaces::clone_sharing_memory(0, &mut stack, entry, life.cast()) };
+        drop(blocked);
+        // SAFETY: the zygote has a table of descriptors of its own; in this one nothing else closes the number, as the value that
+        // owned it is the zygote's now.
+        drop(unsafe { OwnedFd::from_raw_fd(number) });
+        let pid = pid.step("create the sandbox's namespaces")?;
         let failure = match channel::receive_verdict(&channel) {
             Ok(Some(Verdict::Ready)) => {
                 return Ok(Self {
@@ -96,11 +128,7 @@ impl Zygote {
             spec: launch.spec,
             root: launch.root,
         };
-        match channel::send_order(&self.channel, &order, &launch.stdio) {
-            Err(e) if is_death(&e) => return Ok(None),
-            result => result.step("tell the waiting process what to become")?,
-        }
-        let failure = match channel::receive_verdict(&self.channel) {
+        let failure = match channel::give_order(&self.channel, &order, &launch.stdio) {
             // It is the sandbox's process now: its channel was closed by the exec.
             Ok(None) => {
                 self.is_gone = true;
@@ -108,7 +136,7 @@ impl Zygote {
             }
             Ok(Some(Verdict::Failed { kind, message })) => LaunchError::Reported { kind, message },
             Ok(Some(Verdict::Ready)) => unheard(io::ErrorKind::InvalidData.into()),
-            // It ended before it had read the order.
+            // It has not read the order.
             Err(e) if is_death(&e) => return Ok(None),
             Err(e) => unheard(e),
         };
@@ -147,22 +175,23 @@ fn unheard(source: io::Error) -> LaunchError {
     }
 }
 
-/// clone(2) as a fork into new namespaces; `None` in the child.
-fn fork() -> io::Result<Option<Pid>> {
-    let flags = NAMESPACES | libc::SIGCHLD;
-    // SAFETY: without CLONE_VM and with a null stack the child goes on with a copy of this memory, as after fork(2). Its other
-    // threads do not exist there: the caller has none, see `Zygote::make`.
-    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) };
-    if pid < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(Pid::from_raw(pid as i32))
+/// What a zygote begins with; all its own.
+struct Life {
+    channel: UnixStream,
+    spec: SandboxSpec,
+    root: Root,
+    files: PathBuf,
+    cgroup: Option<Cgroup>,
 }
 
-/// The zygote's life.
-fn wait_and_become(channel: UnixStream, spec: &SandboxSpec, files: &Path, cgroup: Option<&Cgroup>) -> ! {
-    let error = namespaces::run_caught(&|| live(&channel, spec, files, cgroup));
-    channel::send_verdict(&channel, &Verdict::failed(&error));
+/// Where a zygote begins.
+extern "C" fn entry(life: *mut c_void) -> c_int {
+    // SAFETY: `Zygote::make` passes a pointer out of a box, once.
+    let life = unsafe { Box::from_raw(life.cast::<Life>()) };
+    let error = namespaces::run_caught(&|| live(&life));
+    let verdict = Verdict::failed(&error);
+    channel::send_verdict(&life.channel, &verdict);
+    // Nothing is dropped any more.
     end()
 }
 
@@ -172,19 +201,22 @@ fn end() -> ! {
     unsafe { libc::_exit(FAILED) }
 }
 
-fn live(
-    channel: &UnixStream,
-    spec: &SandboxSpec,
-    files: &Path,
-    cgroup: Option<&Cgroup>,
-) -> Result<Infallible, LaunchError> {
+fn live(life: &Life) -> Result<Infallible, LaunchError> {
+    let Life {
+        channel,
+        spec,
+        root,
+        files,
+        cgroup,
+    } = life;
     let capabilities = spec.process.capabilities;
-    child::begin(capabilities, cgroup)?;
+    child::begin(capabilities, cgroup.as_ref())?;
     // After it has joined its cgroup: a descriptor of the caller's may be needed for that.
     close_all_but(channel)?;
-    let trees = Trees::build(spec)?;
+    root.rehearse()?;
+    let prepared_files = files::prepare(&spec.files, files, Vec::new())?;
     let reader = OrderReader::new();
-    memory::make_present();
+    let trees = Trees::build(spec)?;
     channel::send_verdict(channel, &Verdict::Ready);
     let Some((order, stdio)) = reader.receive(channel).step("read what to become")? else {
         end();
@@ -195,7 +227,7 @@ fn live(
         files,
         stdio: &stdio,
     };
-    child::complete(&plan, capabilities, Some(trees))
+    child::complete(&plan, capabilities, Some(trees), prepared_files)
 }
 
 /// Closes what the caller had open: a copy of a connection's descriptor would keep it open.
@@ -203,8 +235,7 @@ fn close_all_but(channel: &UnixStream) -> Result<(), LaunchError> {
     let kept = channel.as_raw_fd().unsigned_abs();
     let ranges = [(3, kept.saturating_sub(1)), (kept + 1, u32::MAX)];
     for (first, last) in ranges.into_iter().filter(|(first, last)| first <= last) {
-        // SAFETY: the descriptors belong to values of the caller's, whose copies in this process are never used or dropped: it
-        // ends by exec or _exit.
+        // SAFETY: this process has a table of descriptors of its own, and values of the caller's are not used in it.
         if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {
             return Err(io::Error::last_os_error()).step("close the caller's descriptors");
         }

@@ -62,9 +62,13 @@ fn plain_and_prepared(spec: impl Fn(&Agent) -> SandboxSpec) -> (String, String) 
         said(&mut plain, spec)
     };
     let mut prepared = Agent::new();
-    let mut other = prepared.spec("other");
+    let mut other = spec(&prepared);
     other.hostname = "template".into();
     other.id = "f".repeat(64);
+    for file in &mut other.files {
+        file.content = b"the template's\n, which is longer than the file will be".to_vec();
+    }
+    other.process = prepared.spec("other").process;
     let zygote = prepared.prepare(other);
     let spec = spec(&prepared);
     let (stdin, stdout, stderr) = (

@@ -44,6 +44,14 @@ impl Root {
             }
         }
     }
+
+    /// Does once, and undoes, what mounting it will do, as far as it leaves nothing behind.
+    pub(crate) fn rehearse(&self) -> Result<(), LaunchError> {
+        match self {
+            Self::Overlay(overlay) => overlay.rehearse(),
+            Self::Directory(_) => Ok(()),
+        }
+    }
 }
 
 /// Makes the mount at `root` the root of the calling process. Nothing of the old root is left in its mount namespace.

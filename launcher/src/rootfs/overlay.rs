@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde::{Deserialize, Serialize};
 
 use super::Disk;
@@ -64,6 +64,30 @@ impl Overlay {
         )
         .step_on("mount an overlay on", self.at.display())?;
         Ok(&self.at)
+    }
+
+    /// Mounts it over an image with one empty directory, makes a file there, and takes all of that away again: what the kernel
+    /// reads and builds for the first directory, file and whiteout of a filesystem the next ones find in memory. Nothing is done
+    /// to a writable layer that something is in. `image` is an empty directory that can be written.
+    pub(crate) fn rehearse(&self) -> Result<(), LaunchError> {
+        let upper = self.writable.join("upper");
+        let is_empty = |directory: &Path| fs::read_dir(directory).is_ok_and(|mut all| all.next().is_none());
+        if !is_empty(&upper) || !is_empty(&self.image) {
+            return Ok(());
+        }
+        let lower = self.image.join("rehearsal");
+        create_directory(&lower).step_on("create", lower.display())?;
+        self.mount()?;
+        let directory = self.at.join("rehearsal");
+        let result = fs::write(directory.join("file"), "")
+            .and_then(|()| fs::remove_file(directory.join("file")))
+            .step("write to the writable layer");
+        unmount(&self.at, UnmountFlags::DETACH).step_on("unmount", self.at.display())?;
+        result?;
+        for left in [upper.join("rehearsal"), self.writable.join("work/work"), lower] {
+            fs::remove_dir(&left).step_on("remove", left.display())?;
+        }
+        Ok(())
     }
 
     /// Gives the upper directory the owner and mode of the image's root: it is what the sandbox sees as its `/`.
