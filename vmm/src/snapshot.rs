@@ -27,7 +27,7 @@ use crate::{
 const MAGIC: [u8; 8] = *b"brig-vm\n";
 
 /// Changed whenever the body or the meaning of anything in it changes, a device's behaviour included.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 const HEADER_BYTES: usize = 24;
 
@@ -81,6 +81,9 @@ pub struct MachineState {
     pub version: String,
     /// Whether it ran on an emulated KVM: its kernel then knows.
     pub emulated: bool,
+    /// The host's time stamp counter then. An emulated KVM shows it to the guest as it is: after a restart of the host it
+    /// has gone back, and the guest's clock would stand still until it has caught up.
+    pub host_tsc: u64,
     /// Bytes of memory.
     pub memory_bytes: u64,
     /// The vCPUs in order.

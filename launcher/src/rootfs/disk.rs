@@ -12,7 +12,7 @@ use crate::error::{Context, LaunchError};
 
 /// Options of the writable disk. Without `noinit_itable` a kernel thread would write zeros to a new filesystem's inode
 /// tables for minutes, each byte of them work and space of the host's.
-const EXT4_OPTIONS: &CStr = c"noinit_itable";
+const EXT4_OPTIONS: &CStr = c"noinit_itable,no_prefetch_block_bitmaps";
 
 /// A filesystem on a block device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

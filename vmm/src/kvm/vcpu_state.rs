@@ -122,7 +122,13 @@ impl VcpuState {
     }
 }
 
-/// The time stamp counter now.
+/// The host's own time stamp counter.
+pub fn host_tsc() -> u64 {
+    // SAFETY: every x86-64 processor has the instruction.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+/// The time stamp counter of the guest.
 ///
 /// # Errors
 /// [`KvmError`].

@@ -21,7 +21,7 @@ use crate::{
     kvm::{
         cpuid,
         vcpu::{Shared, Vcpu},
-        vcpu_state::saved_msrs,
+        vcpu_state::{host_tsc, saved_msrs},
     },
     memory,
     pause::brakes,
@@ -38,6 +38,11 @@ pub enum RestoreError {
     /// Its kernel knows what kind of KVM it runs on.
     #[error("It was saved on a KVM of another kind")]
     Kvm,
+    /// Its clock would stand still.
+    #[error(
+        "The host has been restarted since it was saved, and this KVM cannot set a guest's time stamp counter"
+    )]
+    Restarted,
     /// A limit was passed.
     #[error("It has {0} vCPUs")]
     Vcpus(usize),
@@ -134,6 +139,9 @@ fn check(state: &MachineState, config: &RestoredMachineConfig) -> Result<(), Mac
     if state.emulated != (config.kind == KvmKind::Emulated) {
         return Err(RestoreError::Kvm.into());
     }
+    if state.emulated && host_tsc() < state.host_tsc {
+        return Err(RestoreError::Restarted.into());
+    }
     let vcpus = state.vcpus.len();
     if vcpus == 0 || vcpus > usize::from(VCPUS_MAX) {
         return Err(RestoreError::Vcpus(vcpus).into());
@@ -216,9 +224,8 @@ fn clock_pair(vcpu: &Vcpu, kind: KvmKind) -> Result<(u64, u64), MachineError> {
     };
     let tsc = match kind {
         KvmKind::Standard => vcpu.tsc()?,
-        // User mode runs on the processor itself, whose counter it reads.
-        // SAFETY: every x86-64 processor has the instruction.
-        KvmKind::Emulated => unsafe { std::arch::x86_64::_rdtsc() },
+        // It does not offset the counter: the guest reads the processor's.
+        KvmKind::Emulated => host_tsc(),
     };
     Ok((tsc, now(ClockId::Realtime)))
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use super::RunningMachine;
 use crate::{
     devices::virtio::lock,
-    kvm::{KvmError, vm_state::VmState},
+    kvm::{KvmError, vcpu_state::host_tsc, vm_state::VmState},
     memory::{self, MemoryError},
     pause::PauseError,
     snapshot::{self, MachineState, StateError},
@@ -45,6 +45,7 @@ impl RunningMachine {
         let state = MachineState {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             emulated: self.workarounds,
+            host_tsc: host_tsc(),
             memory_bytes: memory::total(memory),
             vcpus,
             vm: VmState::read(&self.vm)?,
