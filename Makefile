@@ -11,7 +11,7 @@ help:
 	@echo 'make demo       install what is missing, build, run an image in a microVM and show what happened'
 	@echo 'make test       unit tests, then the end-to-end tests on the /dev/kvm of this machine'
 	@echo 'make test-rig   the end-to-end tests on a standard KVM, emulated by QEMU'
-	@echo 'make bench-start  how long a cold start takes, by stage'
+	@echo 'make bench-start  how long a start takes, cold and from a template, and what idle sandboxes cost'
 	@echo 'make build      build/bin/brig and what belongs to it'
 	@echo 'make install    into PREFIX=$(PREFIX)'
 	@echo 'make fmt lint   format the code; check it with clippy'
@@ -42,7 +42,8 @@ test-rig: build
 	tests/rig/test
 
 bench-start: build
-	tests/bench/start
+	tests/install-packages test
+	cargo run --locked --quiet --release -p brig-tests --bin bench-start -- $(BENCH_ARGUMENTS)
 
 fmt:
 	cargo fmt --all

@@ -13,6 +13,7 @@ mod lifecycle;
 mod logs;
 mod ports;
 mod process;
+mod restores;
 mod servers;
 mod start_time;
 mod walls;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         logs::TESTS,
         ports::TESTS,
         process::TESTS,
+        restores::TESTS,
         servers::TESTS,
         walls::TESTS,
     ];

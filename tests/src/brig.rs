@@ -105,6 +105,15 @@ impl Brig {
         finish(self.command(arguments).spawn().expect("brig starts"))
     }
 
+    /// Loads the image `name`, which has a recipe under `images`.
+    ///
+    /// # Panics
+    /// When it cannot be built or loaded.
+    pub fn load(&self, name: &str) {
+        let archive = machine::image_archive(name);
+        self.ok(&[OsStr::new("load"), OsStr::new("-i"), archive.as_os_str()]);
+    }
+
     /// As [`Brig::run`], with bytes on standard input.
     pub fn run_with_input<S: AsRef<OsStr>>(&self, arguments: &[S], input: Vec<u8>) -> Output {
         let mut child = self
