@@ -129,11 +129,11 @@ impl Process {
             cgroup: cgroup.as_ref(),
             stdio: [stdin_read, stdout_write, stderr_write],
         };
-        let pid = brig_launcher::start(launch, zygote)?;
+        let started = brig_launcher::start(launch, zygote)?;
         Ok(Self {
-            pid,
+            pid: started.pid,
             // Without it the end is said later.
-            _mounts: running::mount_namespace(pid).ok(),
+            _mounts: started.mounts,
             files: spec.files.iter().map(|file| file.path.clone()).collect(),
             status: None,
             stdin,

@@ -65,8 +65,17 @@ pub struct Launch<'a> {
     pub stdio: [OwnedFd; 3],
 }
 
-/// Starts the first process of a sandbox and returns its pid as the caller sees it, once the exec has succeeded; inside
-/// it is pid 1. It inherits the network namespace of the calling thread, see [`network::enter_new`].
+/// A process that was started.
+#[derive(Debug)]
+pub struct Started {
+    /// Its pid as the caller sees it; inside it is pid 1.
+    pub pid: Pid,
+    /// Its mount namespace, where that can be had, see [`running::mount_namespace`]. A process may have ended before this can
+    /// be opened, unless it waited first.
+    pub mounts: Option<OwnedFd>,
+}
+
+/// Starts the first process of a sandbox and returns once the exec has succeeded. It inherits the network namespace of the calling thread, see [`network::enter_new`].
 ///
 /// With a `zygote` that [suits](Zygote::suits) the spec and is alive it is that; another one is ended.
 ///
@@ -75,11 +84,11 @@ pub struct Launch<'a> {
 ///
 /// # Errors
 /// [`LaunchError`]; its [`kind`](LaunchError::kind) decides the exit code.
-pub fn start(launch: Launch<'_>, zygote: Option<Zygote>) -> Result<Pid, LaunchError> {
+pub fn start(launch: Launch<'_>, zygote: Option<Zygote>) -> Result<Started, LaunchError> {
     if let Some(zygote) = zygote.filter(|zygote| zygote.suits(launch.spec))
-        && let Some(pid) = zygote.start(&launch)?
+        && let Some(started) = zygote.start(&launch)?
     {
-        return Ok(pid);
+        return Ok(started);
     }
     let Launch {
         spec,
@@ -88,7 +97,7 @@ pub fn start(launch: Launch<'_>, zygote: Option<Zygote>) -> Result<Pid, LaunchEr
         cgroup,
         stdio,
     } = &launch;
-    namespaces::run_in_new(&|| {
+    let pid = namespaces::run_in_new(&|| {
         let plan = child::Plan {
             spec,
             root,
@@ -96,5 +105,9 @@ pub fn start(launch: Launch<'_>, zygote: Option<Zygote>) -> Result<Pid, LaunchEr
             stdio,
         };
         child::become_process(&plan, *cgroup)
+    })?;
+    Ok(Started {
+        pid,
+        mounts: running::mount_namespace(pid).ok(),
     })
 }

@@ -23,7 +23,7 @@ use brig_protocol::spec::SandboxSpec;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    Launch,
+    Launch, Started,
     cgroup::Cgroup,
     channel::{self, OrderReader, OrderRef, Verdict},
     child,
@@ -31,6 +31,7 @@ use crate::{
     files,
     namespaces::{self, FAILED, Stack},
     rootfs::Root,
+    running,
     signals::BlockedSignals,
     trees::Trees,
 };
@@ -41,6 +42,7 @@ pub struct Zygote {
     pid: Pid,
     channel: UnixStream,
     spec: SandboxSpec,
+    mounts: Option<OwnedFd>,
     /// Whether there is no waiting process any more: it has become the sandbox's, or has been collected.
     is_gone: bool,
 }
@@ -85,6 +87,7 @@ impl Zygote {
                     pid,
                     channel,
                     spec: spec.clone(),
+                    mounts: running::mount_namespace(pid).ok(),
                     is_gone: false,
                 });
             }
@@ -117,13 +120,13 @@ impl Zygote {
             && had & wanted == wanted
     }
 
-    /// Makes it the first process of a sandbox that it suits; returns its pid once the exec has succeeded. `None` when it had
+    /// Makes it the first process of a sandbox that it suits; returns once the exec has succeeded. `None` when it had
     /// died before. The root filesystem's disks are mounted as seen from where [`Zygote::make`] was called: what the
     /// caller has mounted since has to be in [`Overlay::disks`](crate::rootfs::Overlay::disks).
     ///
     /// # Errors
     /// As those of [`crate::start`].
-    pub(crate) fn start(mut self, launch: &Launch<'_>) -> Result<Option<Pid>, LaunchError> {
+    pub(crate) fn start(mut self, launch: &Launch<'_>) -> Result<Option<Started>, LaunchError> {
         let order = OrderRef {
             spec: launch.spec,
             root: launch.root,
@@ -132,7 +135,10 @@ impl Zygote {
             // It is the sandbox's process now: its channel was closed by the exec.
             Ok(None) => {
                 self.is_gone = true;
-                return Ok(Some(self.pid));
+                return Ok(Some(Started {
+                    pid: self.pid,
+                    mounts: self.mounts.take(),
+                }));
             }
             Ok(Some(Verdict::Failed { kind, message })) => LaunchError::Reported { kind, message },
             Ok(Some(Verdict::Ready)) => unheard(io::ErrorKind::InvalidData.into()),

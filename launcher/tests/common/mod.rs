@@ -129,7 +129,7 @@ impl Image {
         let null: OwnedFd = File::open("/dev/null").unwrap().into();
         // Only this test's thread changes its network.
         network::enter_new()?;
-        let pid = start(
+        let started = start(
             Launch {
                 spec,
                 root,
@@ -143,7 +143,7 @@ impl Image {
         Ok(Finished {
             stdout: text(stdout),
             stderr: stderr.join().unwrap(),
-            status: wait(pid),
+            status: wait(started.pid),
         })
     }
 
