@@ -33,7 +33,7 @@ const MAKING: &str = "Making a template of a started guest: this is done once fo
 pub async fn run(engine: &Engine, options: Run, began_ns: u64) -> Result<i32, Failure> {
     let wishes = wishes(&options)?;
     let mut interrupts = Interrupts::new()?;
-    let image = engine.find_image(&options.image).map_err(Failure::of_run)?;
+    let image = engine.find_image(options.image()).map_err(Failure::of_run)?;
     // What is wrong with the options is told before the image is unpacked, which takes long.
     engine.check(&image, &wishes).map_err(Failure::of_run)?;
     let cold = options.no_template || template::switched_off();
@@ -273,8 +273,8 @@ fn wishes(options: &Run) -> Result<CreateOptions, Failure> {
         return Err(Failure::of_run(PortError::TooMany.into()));
     }
     Ok(CreateOptions {
-        image: options.image.clone(),
-        command: options.command.clone(),
+        image: options.image().to_owned(),
+        command: options.command().to_vec(),
         entrypoint: options.entrypoint.clone(),
         name: options.name.clone(),
         env: environment(&options.env),
