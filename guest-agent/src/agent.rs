@@ -15,6 +15,7 @@ use crate::{
     disks::Disks,
     error::{AgentError, Context, one_line},
     prepared::Prepared,
+    priority,
     process::{Places, Process},
     reactor::{Reactor, Token},
     reaper::Reaper,
@@ -264,7 +265,10 @@ impl Agent {
                 .and_then(|()| self.prepared.make(spec, &self.places, &mut self.disks)),
         };
         let answer = match result {
-            Ok(()) => FromAgent::Prepared,
+            Ok(()) => {
+                priority::raise();
+                FromAgent::Prepared
+            }
             Err(error) => start_failed(&error),
         };
         self.send(&answer)
@@ -276,7 +280,9 @@ impl Agent {
         if let (Some(identity), Some(process)) = (&spec.identity, &self.process) {
             process.rename(identity, &self.places)?;
         }
-        self.send(&FromAgent::Awake)
+        self.send(&FromAgent::Awake)?;
+        priority::normal();
+        Ok(())
     }
 
     /// Unpacks an image; the loop stands still meanwhile, as there is nothing else to serve.

@@ -10,7 +10,7 @@
 //! | the end of a child | [`reaper`] |
 //!
 //! What a message asks for is done by [`process`] (the sandbox and its first process), [`prepared`] (what of that can be done in
-//! advance), [`wake`] (what a restore has to change), [`disks`] and [`unpack`].
+//! advance), [`wake`] (what a restore has to change), [`priority`], [`disks`] and [`unpack`].
 //! [`machine`] and [`vsock`] are what only a guest has; everything else works on descriptors that it is given, so
 //! that a test can play the supervisor over socket pairs.
 
@@ -20,6 +20,7 @@ pub mod disks;
 pub mod error;
 pub mod machine;
 pub mod prepared;
+pub mod priority;
 pub mod process;
 pub mod reactor;
 pub mod reaper;
