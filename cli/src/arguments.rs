@@ -47,7 +47,8 @@ pub enum TimingDetail {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make a sandbox of an image and start it
-    #[command(after_help = RUN_EXAMPLES, disable_help_flag = true)]
+    #[command(after_help = RUN_EXAMPLES, disable_help_flag = true,
+              override_usage = "brig run [OPTIONS] IMAGE [COMMAND] [ARGUMENT]...")]
     Run(Box<Run>),
     /// List sandboxes
     Ps(Ps),
@@ -148,20 +149,34 @@ pub struct Run {
     pub no_template: bool,
     /// Go on from a snapshot: image, command and size of the guest are the saved sandbox's
     #[arg(long, value_name = "NAME", conflicts_with_all = ["env", "workdir", "user", "entrypoint", "memory", "cpus",
-          "no_template", "image"])]
+          "no_template", "words"])]
     pub snapshot: Option<String>,
     /// Print where the time went; `full`: and what the guest cost until then
     #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "stages")]
     pub timing: Option<TimingDetail>,
-    /// The image: a name, or the start of an id
-    #[arg(required_unless_present = "snapshot")]
-    pub image: Option<String>,
-    /// The command and its arguments; the image's otherwise
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
+    /// The image (a name, or the start of an id), then the command and its arguments; the image's otherwise
+    // One argument for both: clap would take an option of brig's that is the command's first word for brig's.
+    #[arg(
+        required_unless_present = "snapshot",
+        trailing_var_arg = true,
+        value_name = "IMAGE [COMMAND]"
+    )]
+    words: Vec<String>,
     /// Print help
     #[arg(long, action = clap::ArgAction::HelpLong)]
     help: Option<bool>,
+}
+
+impl Run {
+    /// The image as the user wrote it.
+    pub fn image(&self) -> &str {
+        self.words.first().map_or("", String::as_str)
+    }
+
+    /// The command and its arguments; empty for the image's own.
+    pub fn command(&self) -> &[String] {
+        self.words.get(1..).unwrap_or_default()
+    }
 }
 
 /// The ports of one `-p`.
@@ -365,14 +380,43 @@ mod tests {
     #[test]
     fn what_follows_the_image_belongs_to_the_command() {
         let run = run(&["--rm", "-i", "img", "sh", "-c", "echo -n x", "--rm", "-p"]).unwrap();
-        assert_eq!(run.image.as_deref(), Some("img"));
-        assert_eq!(run.command, ["sh", "-c", "echo -n x", "--rm", "-p"]);
+        assert_eq!(run.image(), "img");
+        assert_eq!(run.command(), ["sh", "-c", "echo -n x", "--rm", "-p"]);
+    }
+
+    #[test]
+    fn options_right_after_the_image_belong_to_the_command() {
+        for option in [
+            "--help",
+            "-h",
+            "--version",
+            "-d",
+            "--rm",
+            "--name=x",
+            "--nope",
+            "--",
+            "-",
+        ] {
+            let run = run(&["img", option, "--help"]).unwrap();
+            assert_eq!(
+                (run.image(), run.command()),
+                ("img", &[option.to_owned(), "--help".to_owned()][..])
+            );
+            assert!(!run.detach && !run.rm && run.name.is_none(), "{option}");
+        }
+        let help = run(&["--help", "img"]).unwrap_err();
+        assert_eq!(help.kind(), ErrorKind::DisplayHelp);
+        assert!(
+            help.to_string()
+                .contains("Usage: brig run [OPTIONS] IMAGE [COMMAND]"),
+            "{help}"
+        );
     }
 
     #[test]
     fn a_snapshot_takes_the_place_of_the_image() {
         let from = run(&["-d", "-p", "80", "--snapshot", "warm"]).unwrap();
-        assert_eq!((from.snapshot.as_deref(), from.image), (Some("warm"), None));
+        assert_eq!((from.snapshot.as_deref(), from.image()), (Some("warm"), ""));
         assert!(run(&["--snapshot", "warm", "img"]).is_err());
         assert!(run(&["--snapshot", "warm", "-m", "1g"]).is_err());
         assert!(run(&["-d"]).is_err());

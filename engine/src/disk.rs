@@ -6,12 +6,11 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
 
-use crate::{Error, Paths};
+use crate::{Error, Paths, mke2fs};
 
 /// Bytes that the filesystem has to offer. The file takes from the host only what is written to it.
 pub const DISK_BYTES: u64 = 10 << 30;
@@ -43,9 +42,6 @@ const FORMAT: [&str; 16] = [
     "num_backup_sb=0,lazy_itable_init=1,lazy_journal_init=1,nodiscard,packed_meta_blocks=1,root_owner=0:0",
 ];
 
-/// Where mke2fs is when `PATH` does not say, as for most users other than root.
-const MKE2FS: [&str; 3] = ["mke2fs", "/sbin/mke2fs", "/usr/sbin/mke2fs"];
-
 /// The name of the blank disk, which tells its size and its format.
 pub fn blank_name() -> String {
     format!("blank-{}m-v{FORMAT_VERSION}.ext4", DISK_BYTES >> 20)
@@ -54,7 +50,7 @@ pub fn blank_name() -> String {
 /// The blank disk of `paths`, made when it is not there yet.
 ///
 /// # Errors
-/// [`Error::NoMke2fs`], [`Error::Mke2fs`], [`Error::File`].
+/// [`Error::NoMke2fs`], [`Error::OtherMke2fs`], [`Error::Mke2fs`], [`Error::File`].
 pub fn blank(paths: &Paths) -> Result<PathBuf, Error> {
     let path = paths.templates().join(blank_name());
     if !path.exists() {
@@ -80,30 +76,20 @@ fn make_filesystem(path: &Path) -> Result<(), Error> {
         let directory = content.path().join(name);
         fs::create_dir(&directory).map_err(Error::file("make", &directory))?;
     }
-    for program in MKE2FS {
-        let result = Command::new(program)
-            .args(FORMAT)
-            .arg("-d")
-            .arg(content.path())
-            .arg(path)
-            // The machine's own mke2fs.conf could add features.
-            .env("MKE2FS_CONFIG", "/dev/null")
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .output();
-        match result {
-            Ok(output) if output.status.success() => return Ok(()),
-            Ok(output) => {
-                let said = String::from_utf8_lossy(&output.stderr);
-                return Err(Error::Mke2fs(
-                    said.lines().last().unwrap_or("it said nothing").to_owned(),
-                ));
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::file("run", Path::new(program))(e)),
-        }
+    let output = mke2fs::command()?
+        .args(FORMAT)
+        .arg("-d")
+        .arg(content.path())
+        .arg(path)
+        .output()
+        .map_err(Error::file("make", path))?;
+    if output.status.success() {
+        return Ok(());
     }
-    Err(Error::NoMke2fs)
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Error::Mke2fs(
+        said.lines().last().unwrap_or("it said nothing").to_owned(),
+    ))
 }
 
 /// Copies `from` to the new file `to`, sharing its blocks where the filesystem can and leaving holes as holes.

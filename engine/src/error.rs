@@ -222,6 +222,9 @@ pub enum Error {
     /// `mke2fs` is needed once.
     #[error("mke2fs is missing: install it (apt-get install e2fsprogs)")]
     NoMke2fs,
+    /// Another program has its name, such as busybox's, which makes ext2.
+    #[error("{0} is not the mke2fs of e2fsprogs, which makes ext4: install it (apt-get install e2fsprogs)")]
+    OtherMke2fs(PathBuf),
     /// `mke2fs` failed.
     #[error("mke2fs failed: {0}")]
     Mke2fs(String),

@@ -34,6 +34,7 @@ pub mod id;
 pub mod inspect;
 pub mod kvm;
 pub mod log;
+mod mke2fs;
 pub mod name;
 pub mod paths;
 pub mod port;

@@ -1,13 +1,21 @@
 //! The device nodes and links of `/dev` that every image may count on (OCI runtime specification, "Default Devices"
-//! and "Dev symbolic links").
+//! and "Dev symbolic links"), and that they are the only devices of the sandbox.
+//!
+//! Root may make device nodes, and an image may have some. Docker lets nobody open them, by a BPF program in the container's
+//! cgroup. Here the sandbox's filesystems are mounted `nodev`, and the nodes that may be opened are mounts of their own, which
+//! are not: the process may neither mount nor change mounts.
 
 use rustix::{
-    fs::{CWD, FileType, Mode, lstat, makedev, mknodat, symlink},
+    fs::{CWD, FileType, Mode, OFlags, lstat, makedev, mknodat, open, symlink},
     io::Errno,
+    mount::mount_bind,
     process::umask,
 };
 
-use crate::error::{Context, LaunchError};
+use crate::{
+    error::{Context, LaunchError},
+    mounts::{self, Reach},
+};
 
 /// Path, major and minor number (Documentation/admin-guide/devices.txt).
 const NODES: [(&str, u32, u32); 6] = [
@@ -34,6 +42,7 @@ pub(crate) fn populate() -> Result<(), LaunchError> {
     let made = create_nodes();
     umask(before);
     made?;
+    allow_nodes_only()?;
     for (path, target) in LINKS {
         symlink(target, path).step_on("create the link", path)?;
     }
@@ -48,6 +57,17 @@ fn create_nodes() -> Result<(), LaunchError> {
             .step_on("create the device", path)?;
     }
     Ok(())
+}
+
+/// Binds each node over itself, then forbids device nodes in what is left of `/dev`.
+fn allow_nodes_only() -> Result<(), LaunchError> {
+    for (path, ..) in NODES {
+        mount_bind(path, path).step_on("bind the device", path)?;
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = open("/dev", flags, Mode::empty()).step("open /dev")?;
+    mounts::set_attributes(&directory, libc::MOUNT_ATTR_NODEV, Reach::Itself)
+        .step("forbid other device nodes in /dev")
 }
 
 /// Whether `/dev/null` is the null device, and not something that an image put in its place.

@@ -4,7 +4,7 @@
 use std::{io, os::fd::OwnedFd};
 
 use rustix::{
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2},
+    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2},
     io::Errno,
     mount::{OpenTreeFlags, open_tree},
 };
@@ -12,7 +12,7 @@ use rustix::{
 use crate::{
     devices,
     error::{Context, LaunchError},
-    mounts,
+    mounts::{self, Reach},
 };
 
 /// Hides `paths`: a directory behind an empty read-only tmpfs, anything else behind the null device.
@@ -58,7 +58,7 @@ pub(crate) fn make_read_only<'a>(paths: impl Iterator<Item = &'a String>) -> Res
 
 fn make_one_read_only(target: &OwnedFd) -> io::Result<()> {
     let tree = clone_tree(target, "", OpenTreeFlags::AT_RECURSIVE)?;
-    set_read_only(&tree)?;
+    mounts::set_attributes(&tree, libc::MOUNT_ATTR_RDONLY, Reach::Below)?;
     mounts::attach(&tree, target)
 }
 
@@ -88,32 +88,4 @@ pub(crate) fn clone_tree(
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
     Ok(open_tree(directory, path, flags)?)
-}
-
-/// mount_setattr(2) on all mounts of a detached tree; the other attributes stay.
-fn set_read_only(tree: &OwnedFd) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
-    let flags = AtFlags::EMPTY_PATH.bits() | libc::AT_RECURSIVE as u32;
-    // SAFETY: the path is a NUL-terminated string, and the attributes are read, as many bytes as their size says.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const attributes,
-            size_of_val(&attributes),
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
 }

@@ -1,11 +1,15 @@
 //! The filesystems of a spec, mounted inside of the root filesystem by the file-descriptor-based calls (fsopen(2),
 //! fsmount(2), move_mount(2)): the target is resolved once, and the descriptor that was checked is what is mounted on.
 
-use std::{io, os::fd::OwnedFd, path::Path};
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    path::Path,
+};
 
 use brig_protocol::spec::MountSpec;
 use rustix::{
-    fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, openat2},
     io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
@@ -121,6 +125,46 @@ fn said_by(context: &OwnedFd, error: Errno) -> io::Error {
 pub(crate) fn attach(tree: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(move_mount(tree, "", target, "", flags)?)
+}
+
+/// Which mounts an attribute is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// The one alone.
+    Itself,
+    /// It and those that are mounted on directories below it.
+    Below,
+}
+
+/// Gives the mount whose root is `tree` attributes, `MOUNT_ATTR_…`; the others stay (mount_setattr(2)).
+pub(crate) fn set_attributes(tree: &OwnedFd, attributes: u64, reach: Reach) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: attributes,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    let recursive = match reach {
+        Reach::Itself => 0,
+        Reach::Below => libc::AT_RECURSIVE as u32,
+    };
+    let flags = AtFlags::EMPTY_PATH.bits() | recursive;
+    // SAFETY: the path is a NUL-terminated string, and the attributes are read, as many bytes as their size says.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Whether one of `mounts` goes to `target`.

@@ -24,6 +24,20 @@ fn the_devices_work_and_their_modes_and_links_are_dockers() {
 }
 
 #[test]
+fn a_device_node_that_root_makes_opens_nothing() {
+    // The null device: were it not for the mount, it could be opened on any machine.
+    let said = Image::new().shell(
+        "for d in / /tmp /dev /dev/shm; do mkdir -p $d; mknod -m 666 $d/made c 1 3 || echo $d: not made; \
+         (: <$d/made) 2>/dev/null && echo $d: opened; done; stat -c %F /made; \
+         mknod /dev/block b 7 0; (: <$d/block) 2>/dev/null && echo block: opened; \
+         mv /dev/made /dev/moved; (: >/dev/moved) 2>/dev/null && echo moved: opened; \
+         for n in null zero random urandom; do head -c 1 /dev/$n >/dev/null || echo $n; done; \
+         : >/dev/null || echo null: not written; umount /dev/null 2>/dev/null && echo unmounted; true",
+    );
+    assert_eq!(said, "character special file\n");
+}
+
+#[test]
 fn mounts_have_their_options() {
     let said = Image::new().shell("cat /proc/mounts");
     let line = |target: &str| {
@@ -36,7 +50,7 @@ fn mounts_have_their_options() {
     assert!(line("/proc").starts_with("proc /proc proc rw,nosuid,nodev,noexec,relatime"));
     assert!(line("/sys").starts_with("sysfs /sys sysfs ro,nosuid,nodev,noexec,relatime"));
     assert!(
-        line("/dev").starts_with("tmpfs /dev tmpfs rw,nosuid,size=65536k,mode=755"),
+        line("/dev").starts_with("tmpfs /dev tmpfs rw,nosuid,nodev,size=65536k,mode=755"),
         "{}",
         line("/dev")
     );

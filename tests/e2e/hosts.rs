@@ -1,6 +1,10 @@
 //! Hosts that lack something, and what a host is told to be.
 
-use std::process::{Command, Stdio};
+use std::{
+    os::unix::fs::symlink,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use brig_tests::{
     archive::Image,
@@ -15,7 +19,8 @@ use tempfile::NamedTempFile;
 tests! {
     Need::Root =>
         without_kvm_one_line_says_how_to_get_it,
-        without_permission_for_kvm_one_line_says_how_to_get_it;
+        without_permission_for_kvm_one_line_says_how_to_get_it,
+        without_e2fsprogs_one_line_says_how_to_get_it;
     Need::KvmAndRoot =>
         no_root_is_needed,
         a_full_disk_while_loading_is_one_clear_line,
@@ -50,6 +55,46 @@ fn without_permission_for_kvm_one_line_says_how_to_get_it() {
         "{output:?}"
     );
     brig.assert_nothing_left();
+}
+
+fn without_e2fsprogs_one_line_says_how_to_get_it() {
+    let brig = Brig::new();
+    let path = tempfile::tempdir().unwrap();
+    // Blank disks that are there already need no program.
+    std::fs::remove_dir_all(brig.root().join("templates")).unwrap();
+    let run = || {
+        let mut command = brig.command(&["run", "--rm", "busybox", "true"]);
+        command.env("PATH", path.path());
+        // On Debian 12 this is /usr/sbin, too.
+        host::without_directory(&mut command, Path::new("/sbin"));
+        finish(command.spawn().unwrap())
+    };
+    let output = run();
+    output.assert_clear_failure(125, "run without mke2fs");
+    assert!(
+        output.stderr.contains("mke2fs is missing") && output.stderr.contains("apt-get install e2fsprogs"),
+        "{output:?}"
+    );
+    let other = path.path().join("mke2fs");
+    symlink(busybox(), &other).unwrap();
+    let output = run();
+    output.assert_clear_failure(125, "run with the mke2fs of busybox");
+    assert!(
+        output.stderr.contains(other.to_str().unwrap())
+            && output.stderr.contains("apt-get install e2fsprogs"),
+        "{output:?}"
+    );
+    brig.assert_nothing_left();
+}
+
+/// Where busybox is: Debian has it in /bin, which may be a link.
+fn busybox() -> &'static Path {
+    let path = Path::new("/bin/busybox");
+    assert!(
+        path.exists(),
+        "busybox is missing: apt-get install busybox-static"
+    );
+    path
 }
 
 fn no_root_is_needed() {

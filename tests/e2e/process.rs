@@ -12,6 +12,8 @@ use brig_tests::{
 };
 
 tests! {
+    Need::Nothing =>
+        help_is_brigs_before_the_image;
     Need::Kvm =>
         streams_are_apart_and_the_exit_code_is_the_processs,
         standard_input_reaches_the_process_byte_for_byte,
@@ -93,12 +95,30 @@ fn options_of_run_reach_the_process() {
     assert_eq!(lines[8], "2");
 }
 
+fn help_is_brigs_before_the_image() {
+    let brig = Brig::empty();
+    let help = brig.ok(&["run", "--help", "no-such-image"]);
+    assert!(help.contains("Usage: brig run [OPTIONS] IMAGE"), "{help}");
+    let message = brig.fails(125, &["run", "no-such-image", "--help"]);
+    assert!(message.contains("no-such-image"), "{message}");
+}
+
 fn an_entrypoint_replaces_the_images() {
     let brig = Brig::new();
-    let output = brig.run(&["run", "--rm", "--entrypoint", "echo", "busybox", "hi", "there"]);
+    // What follows the image is the program's, also when brig has an option of that name.
+    let output = brig.run(&[
+        "run",
+        "--rm",
+        "--entrypoint",
+        "echo",
+        "busybox",
+        "--rm",
+        "--name",
+        "-d",
+    ]);
     assert_eq!(
         (output.stdout.as_str(), output.code),
-        ("hi there\n", 0),
+        ("--rm --name -d\n", 0),
         "{}",
         output.stderr
     );

@@ -24,6 +24,16 @@ try sysrq sh -c 'echo b >/proc/sysrq-trigger'
 try kcore dd if=/proc/kcore bs=1 count=1
 mknod /tmp/memory c 1 1 2>/dev/null
 try memory dd if=/tmp/memory of=/dev/null bs=512 count=1
+# The sandbox's own disks: major and minor number are no secret.
+for disk in vda vdb; do
+	for directory in /tmp /dev; do
+		IFS=: read -r major minor </sys/block/$disk/dev
+		mknod $directory/$disk b $major $minor && echo "node $directory/$disk"
+		try read-$directory/$disk dd if=$directory/$disk of=/dev/null bs=512 count=1
+		try write-$directory/$disk dd if=/dev/zero of=$directory/$disk bs=512 count=1
+		rm $directory/$disk
+	done
+done
 try kmsg dd if=/dev/kmsg of=/dev/null bs=512 count=1
 try write-root touch /etc/x
 try write-cgroup mkdir /sys/fs/cgroup/x
@@ -59,6 +69,11 @@ fn the_process_has_dockers_walls_around_it() {
         says(&format!("{refused} no"));
     }
     says("write-root yes");
+    for disk in ["/tmp/vda", "/tmp/vdb", "/dev/vda", "/dev/vdb"] {
+        says(&format!("node {disk}"));
+        says(&format!("read-{disk} no"));
+        says(&format!("write-{disk} no"));
+    }
     let devices: Vec<_> = output
         .stdout
         .lines()

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsStr,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Seek, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -155,9 +155,11 @@ impl Brig {
     /// # Panics
     /// When the logs end before.
     pub fn wait_for_log(&self, sandbox: &str, text: &str) {
+        // A file, so that what it complains about can be shown and never blocks it.
+        let mut complaints = tempfile::tempfile().expect("a temporary file");
         let mut child = self
             .command(&["logs", "-f", sandbox])
-            .stderr(Stdio::null())
+            .stderr(complaints.try_clone().expect("a descriptor"))
             .spawn()
             .expect("brig starts");
         let stdout = child.stdout.take().expect("standard output is a pipe");
@@ -171,12 +173,21 @@ impl Brig {
             let _ = sender.send(found);
         });
         let found = receiver.recv_timeout(COMMAND_LIMIT);
-        let _ = child.kill();
-        let _ = child.wait();
-        assert_eq!(
-            found,
-            Ok(true),
-            "the logs of {sandbox} have no {text:?}: {:?}, {:?}",
+        if found == Ok(true) {
+            let _ = child.kill();
+            let _ = child.wait();
+            return;
+        }
+        if found.is_err() {
+            let _ = child.kill();
+        }
+        let ended = child.wait();
+        let mut complaint = String::new();
+        let _ = complaints
+            .rewind()
+            .and_then(|()| complaints.read_to_string(&mut complaint));
+        panic!(
+            "logs -f of {sandbox} did not show {text:?} but ended ({found:?}, {ended:?}, {complaint:?}); now there are {:?}, {:?}",
             self.run(&["logs", sandbox]),
             self.ps_line(sandbox)
         );

@@ -83,6 +83,14 @@ pub fn with_little_space(command: &mut Command, path: &Path, mebibytes: u32) {
     unsafe { command.pre_exec(prepare) };
 }
 
+/// Puts an empty directory in the place of the existing directory `path`. Takes root.
+///
+/// # Panics
+/// When the path has a zero byte.
+pub fn without_directory(command: &mut Command, path: &Path) {
+    with_little_space(command, path, 1);
+}
+
 fn own_mounts() -> io::Result<()> {
     // SAFETY: both calls take flags and constant strings; a null filesystem type and null data are what a change of
     // propagation takes (mount(2)).

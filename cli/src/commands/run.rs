@@ -34,15 +34,12 @@ const MAKING: &str = "Making a template of a started guest: this is done once fo
 pub async fn run(engine: &Engine, options: Run, began_ns: u64) -> Result<i32, Failure> {
     let mut interrupts = Interrupts::new()?;
     let cold = options.no_template || template::switched_off();
-    let (config, template_ns) = match (&options.snapshot, &options.image) {
-        (Some(snapshot), _) => (
+    let (config, template_ns) = match &options.snapshot {
+        Some(snapshot) => (
             from_snapshot(engine, &options, snapshot, &mut interrupts).await?,
             None,
         ),
-        (None, image) => {
-            let image = image.as_deref().unwrap_or_default();
-            from_image(engine, &options, image, cold, &mut interrupts).await?
-        }
+        None => from_image(engine, &options, cold, &mut interrupts).await?,
     };
     let start = Start {
         engine,
@@ -64,12 +61,11 @@ pub async fn run(engine: &Engine, options: Run, began_ns: u64) -> Result<i32, Fa
 async fn from_image(
     engine: &Engine,
     options: &Run,
-    image: &str,
     cold: bool,
     interrupts: &mut Interrupts,
 ) -> Result<(Config, Option<u64>), Failure> {
-    let wishes = wishes(options, image)?;
-    let image = engine.find_image(image).map_err(Failure::of_run)?;
+    let wishes = wishes(options)?;
+    let image = engine.find_image(options.image()).map_err(Failure::of_run)?;
     // What is wrong with the options is told before the image is unpacked, which takes long.
     engine.check(&image, &wishes).map_err(Failure::of_run)?;
     interrupts.end(unpack_image(engine, &image, cold)).await??;
@@ -354,10 +350,10 @@ fn ports(options: &Run) -> Result<Vec<PublishedPort>, Failure> {
 }
 
 /// The arguments as the engine takes them.
-fn wishes(options: &Run, image: &str) -> Result<CreateOptions, Failure> {
+fn wishes(options: &Run) -> Result<CreateOptions, Failure> {
     Ok(CreateOptions {
-        image: image.to_owned(),
-        command: options.command.clone(),
+        image: options.image().to_owned(),
+        command: options.command().to_vec(),
         entrypoint: options.entrypoint.clone(),
         name: options.name.clone(),
         env: environment(&options.env),

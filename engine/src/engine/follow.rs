@@ -85,7 +85,12 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::log::{LogWriter, Stream};
+    use crate::{
+        Engine, control,
+        log::{LogWriter, Stream},
+        sandbox::{Registry, lock::Lock},
+        test_support::{config, paths},
+    };
 
     #[tokio::test]
     async fn entries_arrive_until_the_supervisor_ends() {
@@ -119,5 +124,51 @@ mod tests {
         let directory = Directory::new(temporary.path().to_owned());
         let mut follower = LogFollower::open(&directory, LogOptions::default(), None).unwrap();
         assert_eq!(follower.next().await.unwrap(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sandbox_that_is_just_starting_is_followed_to_its_end() {
+        let (_temporary, paths) = paths();
+        let registry = Registry::new(paths.sandboxes());
+        let id = registry.create(Some("web"), config, |_| Ok(())).unwrap().id;
+        let engine = Engine::open(paths.clone()).unwrap();
+        let directory = registry.directory(&id);
+        // What a supervisor does first; its socket comes later.
+        let lock = Lock::try_take(&directory.lock()).unwrap().unwrap();
+        let following = engine.follow("web", LogOptions::default());
+        tokio::pin!(following);
+        tokio::select! {
+            biased;
+            _ = &mut following => panic!("nobody has said yet that this sandbox has an end"),
+            () = tokio::time::sleep(std::time::Duration::from_millis(100)) => {}
+        }
+        let socket = control::bind(&paths.runtime, &id).unwrap();
+        let mut follower = following.await.unwrap();
+        let (connection, _) = socket.accept().await.unwrap();
+        LogWriter::open(&directory.log())
+            .unwrap()
+            .write(Stream::Stdout, b"listening\n", Timestamp::UNIX_EPOCH)
+            .unwrap();
+        assert_eq!(follower.next().await.unwrap().unwrap().log, "listening\n");
+        drop((connection, lock));
+        assert_eq!(follower.next().await.unwrap(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_supervisor_that_ends_without_its_socket_is_not_waited_for() {
+        let (_temporary, paths) = paths();
+        let registry = Registry::new(paths.sandboxes());
+        let id = registry.create(Some("web"), config, |_| Ok(())).unwrap().id;
+        let engine = Engine::open(paths).unwrap();
+        let lock = Lock::try_take(&registry.directory(&id).lock()).unwrap().unwrap();
+        let following = engine.follow("web", LogOptions::default());
+        tokio::pin!(following);
+        tokio::select! {
+            biased;
+            _ = &mut following => panic!("its supervisor may just have begun"),
+            () = tokio::time::sleep(std::time::Duration::from_millis(100)) => {}
+        }
+        drop(lock);
+        assert_eq!(following.await.unwrap().next().await.unwrap(), None);
     }
 }

@@ -36,7 +36,10 @@ use crate::{
     frames::{self, FrameReader},
     host::Machine,
     log::{LogOptions, LogReader},
-    sandbox::{Config, Registry, Sandbox, lock::Lock},
+    sandbox::{
+        Config, Registry, Sandbox,
+        lock::{self, Lock},
+    },
     signal::Signal,
     template::{self, Cache, Ensured, Shape},
     unpack,
@@ -45,7 +48,7 @@ use crate::{
 /// The image that ships with brig.
 const WELCOME: [&str; 2] = ["welcome", "welcome:latest"];
 
-/// How often, and after what rests, the lock of a sandbox is tried whose supervisor is about to end.
+/// How often, and after what rests, the lock or socket of a sandbox is tried whose supervisor is about to end or to begin.
 const LOCK_TRIES: u32 = 200;
 const LOCK_REST: Duration = Duration::from_millis(25);
 
@@ -323,12 +326,28 @@ impl Engine {
         crate::kvm::kind(&self.paths, &device, &self.host).await
     }
 
+    /// A connection to a supervisor. `None` when there is none, or it is ending.
+    async fn reach(&self, id: &SandboxId) -> Result<Option<UnixStream>, Error> {
+        for _ in 0..LOCK_TRIES {
+            match control::connect(&self.paths.runtime, id).await {
+                Ok(stream) => return Ok(Some(stream)),
+                Err(Error::NotRunning(_)) => {}
+                Err(e) => return Err(e),
+            }
+            // A supervisor has the lock before it has its socket, and gives the socket up first. One that has only the
+            // lock may just be starting, and must not be taken for none.
+            if !lock::is_held(&self.registry.directory(id).lock())? {
+                break;
+            }
+            tokio::time::sleep(LOCK_REST).await;
+        }
+        Ok(None)
+    }
+
     /// Sends a request to a supervisor. `None` when there is none.
     async fn connect(&self, id: &SandboxId, request: &Request) -> Result<Option<UnixStream>, Error> {
-        let mut stream = match control::connect(&self.paths.runtime, id).await {
-            Ok(stream) => stream,
-            Err(Error::NotRunning(_)) => return Ok(None),
-            Err(e) => return Err(e),
+        let Some(mut stream) = self.reach(id).await? else {
+            return Ok(None);
         };
         match frames::write(&mut stream, request, FRAME_BYTES).await {
             Ok(()) => Ok(Some(stream)),

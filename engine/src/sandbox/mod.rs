@@ -124,10 +124,15 @@ impl Directory {
     pub fn load(&self) -> Result<Sandbox, Error> {
         let config = self.read_config()?;
         // The lock is looked at first: a supervisor that ends in between has written its last state by then.
-        let supervised = lock::is_held(&self.lock())?;
+        let mut supervised = lock::is_held(&self.lock())?;
         let mut state = self.read_state()?;
         if !supervised && state.status == Status::Running {
-            state = self.correct()?;
+            // Running without a supervisor: it was killed, or has begun since the lock was looked at.
+            if let Some(lock) = Lock::try_take(&self.lock())? {
+                state = self.correct(&lock)?;
+            } else {
+                (supervised, state) = (true, self.read_state()?);
+            }
         }
         Ok(Sandbox {
             config,
@@ -136,11 +141,8 @@ impl Directory {
         })
     }
 
-    /// Writes down that the supervisor was killed, unless another supervisor has taken over.
-    fn correct(&self) -> Result<State, Error> {
-        let Some(_lock) = Lock::try_take(&self.lock())? else {
-            return self.read_state();
-        };
+    /// Writes down that the supervisor was killed.
+    fn correct(&self, _held: &Lock) -> Result<State, Error> {
         let state = self.read_state()?.without_supervisor(Timestamp::now());
         self.write_state(&state)?;
         Ok(state)

@@ -6,6 +6,7 @@ mod overlay;
 use std::path::{Path, PathBuf};
 
 use rustix::{
+    fs::{Mode, OFlags, open},
     mount::{MountPropagationFlags, UnmountFlags, mount_bind_recursive, mount_change, unmount},
     process::{chdir, pivot_root},
 };
@@ -15,7 +16,10 @@ pub use self::{
     disk::{Content, Disk},
     overlay::Overlay,
 };
-use crate::error::{Context, LaunchError};
+use crate::{
+    error::{Context, LaunchError},
+    mounts::{self, Reach},
+};
 
 /// A root filesystem, as the caller of [`crate::start`] has made it ready.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,5 +67,14 @@ pub(crate) fn enter(root: &Path) -> Result<(), LaunchError> {
     // The old root is stacked over the new one and is what "." then means: pivot_root(2), "pivot_root(".", ".")".
     pivot_root(".", ".").step_on("pivot to the root filesystem", root.display())?;
     unmount(".", UnmountFlags::DETACH).step("let go of the old root filesystem")?;
-    chdir("/").step("enter the new root filesystem")
+    chdir("/").step("enter the new root filesystem")?;
+    // A device node of the image, or one that root makes, opens nothing: only those of `/dev` do (devices).
+    let top = open(
+        "/",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .step("open the new root filesystem")?;
+    mounts::set_attributes(&top, libc::MOUNT_ATTR_NODEV, Reach::Below)
+        .step("forbid device nodes in the root filesystem")
 }
