@@ -1,5 +1,7 @@
 //! The command line: Docker's words where there are such.
 
+mod saved;
+
 use std::{path::PathBuf, process};
 
 use brig_engine::{
@@ -9,6 +11,9 @@ use brig_engine::{
     signal::Signal,
 };
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+
+pub use self::saved::*;
+use self::saved::{FORK_EXAMPLES, SNAPSHOT_EXAMPLES, TEMPLATE_EXAMPLES};
 
 /// Run an untrusted image in a microVM of its own
 #[derive(Debug, Parser)]
@@ -67,6 +72,12 @@ pub enum Command {
     Images(Images),
     /// Load images from an archive: `docker save`, or an OCI layout
     Load(Load),
+    /// Save running sandboxes, and manage what was saved
+    #[command(subcommand, after_help = SNAPSHOT_EXAMPLES)]
+    Snapshot(Snapshot),
+    /// Start copies of a running sandbox, which goes on
+    #[command(after_help = FORK_EXAMPLES)]
+    Fork(Fork),
     /// Guests that are ready to start from: made when they are needed first
     #[command(subcommand, after_help = TEMPLATE_EXAMPLES)]
     Template(Template),
@@ -136,12 +147,20 @@ pub struct Run {
     /// Boot the guest, now and at each later start, template or not
     #[arg(long)]
     pub no_template: bool,
+    /// Go on from a snapshot: image, command and size of the guest are the saved sandbox's
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["env", "workdir", "user", "entrypoint", "memory", "cpus",
+          "no_template", "words"])]
+    pub snapshot: Option<String>,
     /// Print where the time went; `full`: and what the guest cost until then
     #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "stages")]
     pub timing: Option<TimingDetail>,
     /// The image (a name, or the start of an id), then the command and its arguments; the image's otherwise
     // One argument for both: clap would take an option of brig's that is the command's first word for brig's.
-    #[arg(required = true, trailing_var_arg = true, value_name = "IMAGE [COMMAND]")]
+    #[arg(
+        required_unless_present = "snapshot",
+        trailing_var_arg = true,
+        value_name = "IMAGE [COMMAND]"
+    )]
     words: Vec<String>,
     /// Print help
     #[arg(long, action = clap::ArgAction::HelpLong)]
@@ -298,78 +317,6 @@ pub struct Load {
     pub quiet: bool,
 }
 
-const TEMPLATE_EXAMPLES: &str = "\
-A template is a booted guest, saved once for each number of vCPUs and amount of memory; each start is a copy of it.
-They take at most $BRIG_TEMPLATE_BYTES together (4 GiB); with BRIG_NO_TEMPLATE=1 guests boot and none is made.
-
-Examples:
-  brig template create --cpus 2 --memory 1g
-  brig template ls
-  brig template rm --all";
-
-/// Templates.
-#[derive(Debug, Subcommand)]
-pub enum Template {
-    /// Make the template of a size of guest, unless there is one, and print its id
-    Create(TemplateCreate),
-    /// List templates
-    Ls(TemplateList),
-    /// Remove templates; sandboxes that were started from them go on
-    Rm(TemplateRemove),
-}
-
-/// Options of `template create`.
-#[derive(Debug, Args)]
-pub struct TemplateCreate {
-    /// Number of CPUs: 1 (the default), 1.5
-    #[arg(long, value_name = "NUMBER")]
-    pub cpus: Option<Cpus>,
-    /// Memory of the guest: 512m (the default), 1g
-    #[arg(short, long, value_name = "BYTES")]
-    pub memory: Option<MemoryMib>,
-}
-
-/// Options of `template ls`.
-#[derive(Debug, Args)]
-pub struct TemplateList {
-    /// Only ids
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// Show ids whole
-    #[arg(long)]
-    pub no_trunc: bool,
-    /// How to print them
-    #[arg(
-        long,
-        value_name = "FORMAT",
-        value_enum,
-        conflicts_with = "quiet",
-        default_value_t
-    )]
-    pub format: Format,
-}
-
-/// How a list is printed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For people.
-    #[default]
-    Table,
-    /// One JSON array.
-    Json,
-}
-
-/// Options of `template rm`.
-#[derive(Debug, Args)]
-pub struct TemplateRemove {
-    /// All of them
-    #[arg(long)]
-    pub all: bool,
-    /// Ids, or starts of ids
-    #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "ID")]
-    pub templates: Vec<String>,
-}
-
 /// About the host.
 #[derive(Debug, Subcommand)]
 pub enum System {
@@ -464,6 +411,15 @@ mod tests {
                 .contains("Usage: brig run [OPTIONS] IMAGE [COMMAND]"),
             "{help}"
         );
+    }
+
+    #[test]
+    fn a_snapshot_takes_the_place_of_the_image() {
+        let from = run(&["-d", "-p", "80", "--snapshot", "warm"]).unwrap();
+        assert_eq!((from.snapshot.as_deref(), from.image()), (Some("warm"), ""));
+        assert!(run(&["--snapshot", "warm", "img"]).is_err());
+        assert!(run(&["--snapshot", "warm", "-m", "1g"]).is_err());
+        assert!(run(&["-d"]).is_err());
     }
 
     #[test]

@@ -7,9 +7,10 @@
 //! | `Start` | perhaps `Notice`, then `Started` or `Failed`; with `attach` then as `Attach` |
 //! | `Attach` | any number of `Stdout` and `Stderr`, then `Exited`; takes `Stdin` and `StdinEnd` at any time |
 //! | `Signal` | `Done` |
+//! | `Save` | `Saved` or `Failed` |
 //! | `Stop`, `Kill`, `Wait` | `Exited`, when everything is cleaned up |
 //!
-//! A connection carries one request other than `Stdin`, `StdinEnd` and `Signal`.
+//! A connection carries one request other than `Stdin`, `StdinEnd`, `Signal` and `Save`.
 
 use std::{
     fs::File,
@@ -24,7 +25,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::{Error, SandboxId, clock::Timing};
+use crate::{Error, SandboxId, clock::Timing, snapshot::Layout};
 
 /// Most bytes of output or input in one message.
 pub const CHUNK_BYTES: usize = 32 << 10;
@@ -62,6 +63,11 @@ pub enum Request {
         /// Seconds to wait; `None` waits for ever.
         timeout_s: Option<u32>,
     },
+    /// Save the guest and the sandbox's disk, and let it go on.
+    Save {
+        /// The name of a [`crate::snapshot::Workspace`].
+        workspace: String,
+    },
     /// End the guest at once.
     Kill,
     /// Wait for the end of the process.
@@ -77,7 +83,9 @@ pub enum Reply {
     Notice(String),
     /// The process runs.
     Started,
-    /// The sandbox could not be started, and everything is cleaned up.
+    /// The sandbox has been saved and goes on.
+    Saved(SavedSandbox),
+    /// The sandbox could not be started, and everything is cleaned up; or it could not be saved.
     Failed {
         /// 125, 126 or 127.
         code: i32,
@@ -92,6 +100,17 @@ pub enum Reply {
     Done,
     /// The process ended.
     Exited(Box<Exit>),
+}
+
+/// What a supervisor knows about a sandbox that it has saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedSandbox {
+    /// Its guest's disks.
+    pub layout: Layout,
+    /// `uname -r` of its guest.
+    pub kernel: String,
+    /// Bytes of its image's EROFS file.
+    pub image_bytes: u64,
 }
 
 /// How a sandbox ended.

@@ -194,6 +194,31 @@ pub enum Error {
     /// `$BRIG_TEMPLATE_BYTES` is no number.
     #[error("BRIG_TEMPLATE_BYTES is {0:?}: it must be a number of bytes")]
     TemplateBytes(String),
+    /// No snapshot is called so.
+    #[error("no such snapshot: {0} (brig snapshot ls shows them)")]
+    NoSuchSnapshot(String),
+    /// Names of snapshots are unique.
+    #[error("there is a snapshot {0} already: remove it (brig snapshot rm {0}) or choose another name")]
+    SnapshotExists(String),
+    /// A snapshot cannot be used.
+    #[error("the snapshot {name} {reason}")]
+    Snapshot {
+        /// Its name.
+        name: String,
+        /// What is wrong with it, in words that follow its name.
+        reason: String,
+    },
+    /// A running sandbox could not be saved.
+    #[error("cannot save the sandbox {name}: {reason}")]
+    Save {
+        /// As the user named it.
+        name: String,
+        /// One line.
+        reason: String,
+    },
+    /// An archive is no snapshot.
+    #[error("cannot import the snapshot: {0}")]
+    Import(String),
     /// `mke2fs` is needed once.
     #[error("mke2fs is missing: install it (apt-get install e2fsprogs)")]
     NoMke2fs,
@@ -247,6 +272,19 @@ impl Error {
         match self {
             Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => other(),
             error => error,
+        }
+    }
+
+    /// What is wrong with the snapshot `name`, in words that follow its name. A hidden one is a fork's.
+    pub(crate) fn snapshot(name: &str, reason: String) -> Self {
+        let name = if name.starts_with('.') {
+            "of the fork"
+        } else {
+            name
+        };
+        Self::Snapshot {
+            name: name.to_owned(),
+            reason,
         }
     }
 

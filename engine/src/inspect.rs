@@ -69,6 +69,8 @@ fn brig(sandbox: &Sandbox) -> Value {
     let state = &sandbox.state;
     json!({
         "NoTemplate": sandbox.config.no_template,
+        // A fork's snapshot has no name and is gone.
+        "Snapshot": sandbox.config.snapshot.as_deref().filter(|name| !name.starts_with('.')),
         // Of the guest that runs; null when none does.
         "Restored": state.origin.map(|origin| origin != Origin::Boot),
         "Origin": state.origin.map(Origin::as_str),
@@ -197,7 +199,7 @@ mod tests {
         let value = inspect(&paths, &sandbox);
         assert_eq!(
             value["Brig"],
-            json!({ "NoTemplate": false, "Restored": true, "Origin": "template", "EmulatedKvmWorkarounds": true })
+            json!({ "NoTemplate": false, "Snapshot": null, "Restored": true, "Origin": "template", "EmulatedKvmWorkarounds": true })
         );
     }
 }

@@ -8,6 +8,8 @@
 //! | [`control`], [`frames`] | what the two above say to each other |
 //! | [`guest`], [`vmm`], [`kvm`], [`host`], [`cpu`], [`console`] | a guest, the process that runs it, and what it takes from the host |
 //! | [`template`] | booted guests, saved once, that sandboxes start as copies of |
+//! | [`snapshot`] | running sandboxes, saved by their users, that any number of others start as copies of |
+//! | [`files`] | what templates and snapshots are on the disk |
 //! | [`unpack`] | images become EROFS files, in a guest |
 //! | [`spec`], [`disk`] | what a guest is given |
 //! | [`log`] | the output of sandboxes |
@@ -24,6 +26,7 @@ pub mod cpu;
 pub mod disk;
 pub mod engine;
 pub mod error;
+pub mod files;
 pub mod frames;
 pub mod guest;
 pub mod host;
@@ -38,6 +41,7 @@ pub mod port;
 pub mod resources;
 pub mod sandbox;
 pub mod signal;
+pub mod snapshot;
 pub mod spec;
 pub mod supervisor;
 pub mod template;

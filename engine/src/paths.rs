@@ -61,7 +61,13 @@ impl Paths {
     /// # Errors
     /// [`Error::File`] with the directory that could not be made.
     pub fn make(&self) -> Result<(), Error> {
-        for path in [&self.root, &self.runtime, &self.sandboxes(), &self.templates()] {
+        for path in [
+            &self.root,
+            &self.runtime,
+            &self.sandboxes(),
+            &self.templates(),
+            &self.snapshots(),
+        ] {
             make_private_directory(path)?;
         }
         Ok(())
@@ -82,7 +88,12 @@ impl Paths {
         self.sandboxes().join(id.as_str())
     }
 
-    /// Blank disks that new sandboxes start with a copy of.
+    /// Users' snapshots, one directory each.
+    pub fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+
+    /// Templates, and the blank disk.
     pub fn templates(&self) -> PathBuf {
         self.root.join("templates")
     }

@@ -80,6 +80,7 @@ pub(crate) fn config(id: SandboxId, name: String) -> Config {
         stop_signal: Signal::TERM,
         auto_remove: false,
         no_template: false,
+        snapshot: None,
         labels: BTreeMap::new(),
     }
 }
@@ -271,7 +272,7 @@ impl PlayedGuest {
     }
 
     /// What its agent does when it is woken: takes what it is told, and says that it is awake.
-    fn wake(&mut self) -> WakeSpec {
+    pub fn wake(&mut self) -> WakeSpec {
         let Some(ToAgent::Wake(wake)) = self.hear() else {
             panic!("a restored guest is woken first")
         };
@@ -287,6 +288,12 @@ impl PlayedGuest {
             File::from(fd).write_all(bytes).unwrap();
         }
         self.event(&Event::Saved { memory_bytes: 4096 });
+    }
+
+    /// Takes the next command, and tells whether the guest may go on.
+    pub fn resumed(&mut self) -> bool {
+        let command: (Command, Vec<OwnedFd>) = channel::receive(&self.vmm.channel).unwrap();
+        command.0 == Command::Resume
     }
 
     /// Takes the next save command, and refuses it.

@@ -5,6 +5,7 @@ mod life;
 mod list;
 mod logs;
 mod run;
+mod snapshot;
 pub mod supervise;
 mod system;
 mod template;
@@ -42,6 +43,8 @@ pub async fn dispatch(command: Command, began_ns: u64) -> Result<i32, Failure> {
         Command::Logs(options) => logs::logs(&engine, &options).await,
         Command::Images(options) => images::list(&engine, &options),
         Command::Load(options) => images::load(&engine, &options),
+        Command::Snapshot(command) => snapshot::dispatch(&engine, command).await,
+        Command::Fork(options) => run::fork(&engine, &options).await,
         Command::Template(command) => template::dispatch(&engine, command).await,
         Command::System(System::Info) => system::info(&engine).await,
         Command::Version => system::version(),

@@ -1,13 +1,14 @@
-//! `run` and `start`.
+//! `run`, `start` and `fork`.
 
 use std::collections::BTreeMap;
 
 use brig_engine::{
     CreateOptions, Engine, Error, SandboxId,
     clock::{Timing, monotonic_ns},
-    engine::{Session, StartOptions},
+    engine::{Session, SnapshotOptions, StartOptions},
     error::chain,
-    port::{PORTS_MAX, PortError},
+    port::{PORTS_MAX, PortError, PublishedPort},
+    sandbox::Config,
     template::{self, Ensured, Shape},
     unpack::Report,
 };
@@ -16,7 +17,7 @@ use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
 use super::print;
 use crate::{
-    arguments::{Run, Start as StartArguments, TimingDetail},
+    arguments::{Fork, Run, Start as StartArguments, TimingDetail},
     failure::Failure,
     foreground,
     progress::Step,
@@ -31,20 +32,20 @@ const MAKING: &str = "Making a template of a started guest: this is done once fo
 
 /// `brig run`.
 pub async fn run(engine: &Engine, options: Run, began_ns: u64) -> Result<i32, Failure> {
-    let wishes = wishes(&options)?;
     let mut interrupts = Interrupts::new()?;
-    let image = engine.find_image(options.image()).map_err(Failure::of_run)?;
-    // What is wrong with the options is told before the image is unpacked, which takes long.
-    engine.check(&image, &wishes).map_err(Failure::of_run)?;
     let cold = options.no_template || template::switched_off();
-    interrupts.end(unpack_image(engine, &image, cold)).await??;
-    let shape = Shape::new(options.cpus, options.memory);
-    let template_ns = interrupts.end(template_for(engine, shape, cold)).await?;
-    let config = engine.create(&image, &wishes).map_err(Failure::of_run)?;
+    let (config, template_ns) = match &options.snapshot {
+        Some(snapshot) => (
+            from_snapshot(engine, &options, snapshot, &mut interrupts).await?,
+            None,
+        ),
+        None => from_image(engine, &options, cold, &mut interrupts).await?,
+    };
     let start = Start {
         engine,
         options: &options,
         id: &config.id,
+        stdin: config.stdin && options.interactive,
         cold,
         template_ns,
         began_ns,
@@ -56,11 +57,85 @@ pub async fn run(engine: &Engine, options: Run, began_ns: u64) -> Result<i32, Fa
     result
 }
 
+/// Makes a sandbox of an image, and tells when a template was made for it.
+async fn from_image(
+    engine: &Engine,
+    options: &Run,
+    cold: bool,
+    interrupts: &mut Interrupts,
+) -> Result<(Config, Option<u64>), Failure> {
+    let wishes = wishes(options)?;
+    let image = engine.find_image(options.image()).map_err(Failure::of_run)?;
+    // What is wrong with the options is told before the image is unpacked, which takes long.
+    engine.check(&image, &wishes).map_err(Failure::of_run)?;
+    interrupts.end(unpack_image(engine, &image, cold)).await??;
+    let shape = Shape::new(options.cpus, options.memory);
+    let template_ns = interrupts.end(template_for(engine, shape, cold)).await?;
+    let config = engine.create(&image, &wishes).map_err(Failure::of_run)?;
+    Ok((config, template_ns))
+}
+
+/// Makes a sandbox that goes on from a snapshot.
+async fn from_snapshot(
+    engine: &Engine,
+    options: &Run,
+    snapshot: &str,
+    interrupts: &mut Interrupts,
+) -> Result<Config, Failure> {
+    let wishes = SnapshotOptions {
+        name: options.name.clone(),
+        hostname: options.hostname.clone(),
+        ports: ports(options)?,
+        stop_signal: options.stop_signal,
+        auto_remove: options.rm,
+        labels: labels(&options.label),
+    };
+    let image = engine.image_of_snapshot(snapshot).map_err(Failure::of_run)?;
+    let cold = template::switched_off();
+    interrupts.end(unpack_image(engine, &image, cold)).await??;
+    engine
+        .create_from_snapshot(snapshot, &wishes)
+        .map_err(Failure::of_run)
+}
+
+/// `brig fork`: each copy's id is printed when it runs.
+pub async fn fork(engine: &Engine, options: &Fork) -> Result<i32, Failure> {
+    let mut interrupts = Interrupts::new()?;
+    let saved = interrupts.end(engine.fork(&options.sandbox)).await??;
+    let wishes = SnapshotOptions {
+        auto_remove: options.rm,
+        ..SnapshotOptions::default()
+    };
+    let wanted = StartOptions {
+        attach: false,
+        discard: true,
+        cold: false,
+        count: false,
+    };
+    for _ in 0..options.number {
+        let config = engine.create_from_snapshot(&saved.name(), &wishes)?;
+        match interrupts.end(launch(engine, &config.id, wanted)).await {
+            Ok(Ok(_)) => print(&format!("{}\n", config.id))?,
+            Ok(Err(e)) => {
+                discard(engine, &config.id).await;
+                return Err(e.into());
+            }
+            Err(interrupted) => {
+                discard(engine, &config.id).await;
+                return Err(interrupted);
+            }
+        }
+    }
+    Ok(0)
+}
+
 /// The start of a sandbox that has just been made.
 struct Start<'a> {
     engine: &'a Engine,
     options: &'a Run,
     id: &'a SandboxId,
+    /// Whether standard input is passed on.
+    stdin: bool,
     cold: bool,
     /// When a template was made for it.
     template_ns: Option<u64>,
@@ -89,7 +164,7 @@ async fn start_created(start: Start<'_>, interrupts: &mut Interrupts) -> Result<
         print(&format!("{id}\n"))?;
         return Ok(0);
     }
-    let exit = foreground::attach(engine, id, session, options.interactive).await?;
+    let exit = foreground::attach(engine, id, session, start.stdin).await?;
     if options.rm {
         // Its supervisor has done so, unless it was killed.
         discard(engine, id).await;
@@ -266,12 +341,16 @@ fn print_timing(timing: &Timing, began_ns: u64) {
     eprint!("{}", timing::render(timing, began_ns, monotonic_ns()));
 }
 
-/// The arguments as the engine takes them.
-fn wishes(options: &Run) -> Result<CreateOptions, Failure> {
+fn ports(options: &Run) -> Result<Vec<PublishedPort>, Failure> {
     let ports: Vec<_> = options.publish.iter().flat_map(|ports| ports.0.clone()).collect();
     if ports.len() > PORTS_MAX {
         return Err(Failure::of_run(PortError::TooMany.into()));
     }
+    Ok(ports)
+}
+
+/// The arguments as the engine takes them.
+fn wishes(options: &Run) -> Result<CreateOptions, Failure> {
     Ok(CreateOptions {
         image: options.image().to_owned(),
         command: options.command().to_vec(),
@@ -283,7 +362,7 @@ fn wishes(options: &Run) -> Result<CreateOptions, Failure> {
         hostname: options.hostname.clone(),
         memory: options.memory,
         cpus: options.cpus,
-        ports,
+        ports: ports(options)?,
         stop_signal: options.stop_signal,
         auto_remove: options.rm,
         no_template: options.no_template,

@@ -113,6 +113,7 @@ pub(super) fn draft(image: &Image, options: &CreateOptions) -> Result<Draft, Err
             stop_signal,
             auto_remove: options.auto_remove,
             no_template: options.no_template,
+            snapshot: None,
             labels,
         },
         hostname: options.hostname.clone(),

@@ -5,6 +5,7 @@
 //! | here | images, making, finding, stopping, waiting for and removing sandboxes |
 //! | [`create`] | from an image's and a user's wishes to a [`Config`] |
 //! | [`session`] | starting a sandbox and staying attached to it |
+//! | [`snapshots`] | saving running sandboxes, and making others of them |
 //! | [`follow`] | a log that is still being written |
 //!
 //! Futures of this module need a current-thread runtime with a [`tokio::task::LocalSet`], except where noted.
@@ -12,6 +13,7 @@
 mod create;
 mod follow;
 mod session;
+mod snapshots;
 
 use std::{io, path::PathBuf, time::Duration};
 
@@ -24,6 +26,7 @@ pub use self::{
     create::CreateOptions,
     follow::LogFollower,
     session::{Message, Session, SessionInput, SessionOutput, StartOptions},
+    snapshots::SnapshotOptions,
 };
 use crate::{
     Error, Paths, SandboxId,

@@ -155,7 +155,7 @@ impl SessionOutput {
             Reply::Stderr(bytes) => Ok(Message::Stderr(bytes)),
             Reply::Exited(exit) => Ok(Message::Exited(exit)),
             Reply::Failed { code, message } => Err(self.failed(code, message).await),
-            Reply::Ready | Reply::Notice(_) | Reply::Started | Reply::Done => {
+            Reply::Ready | Reply::Notice(_) | Reply::Started | Reply::Done | Reply::Saved(_) => {
                 Err(Error::SupervisorLost(self.id.clone()))
             }
         }

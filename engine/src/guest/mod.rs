@@ -434,7 +434,7 @@ fn describe_disks<'a>(disks: &'a [Disk], files: &mut Vec<BorrowedFd<'a>>) -> Vec
 }
 
 /// A connected pair of non-blocking stream sockets: the near end for tokio, the far end for the VMM.
-fn stream_pair() -> Result<(UnixStream, OwnedFd), Error> {
+pub(crate) fn stream_pair() -> Result<(UnixStream, OwnedFd), Error> {
     let make = || {
         let (ours, theirs) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;

@@ -59,6 +59,9 @@ pub struct Config {
     /// Whether its guest always boots, template or not.
     #[serde(default)]
     pub no_template: bool,
+    /// The snapshot that its process goes on from at its first start.
+    #[serde(default)]
+    pub snapshot: Option<String>,
     /// Labels of the image and the user.
     pub labels: BTreeMap<String, String>,
 }

@@ -19,8 +19,9 @@ use super::{
     Order,
     output::Output,
     ports,
+    save::save,
     serve::{Begin, Phase},
-    start::{Start, Streams},
+    start::{Start, Started, Streams},
 };
 use crate::{
     Error, Paths,
@@ -35,6 +36,7 @@ use crate::{
         state::{CRASHED_CODE, KILLED_CODE, Live},
     },
     signal::Signal,
+    snapshot::Layout,
     vmm::VmmError,
 };
 
@@ -144,7 +146,12 @@ impl<'a> Life<'a> {
             discard = given_up(orders) => return End::GivenUp { discard },
             started = start.run(timing) => started,
         };
-        let (mut guest, streams) = match started {
+        let Started {
+            mut guest,
+            streams,
+            layout,
+            image_bytes,
+        } = match started {
             Ok(started) => started,
             Err(e) => {
                 return End::Failed {
@@ -165,7 +172,7 @@ impl<'a> Life<'a> {
         };
         let pumps = self.pump(streams, stdin);
         phase.send_modify(Phase::run);
-        let over = self.while_running(&mut guest).await;
+        let over = self.while_running(&mut guest, (layout, image_bytes)).await;
         self.timing.exit_ns = Some(monotonic_ns());
         if begin.count && matches!(over, Over::Exited(_)) {
             guest.count(Stage::Exit, &mut self.timing).await;
@@ -209,7 +216,7 @@ impl<'a> Life<'a> {
     }
 
     /// Takes orders, events and messages until the process or the guest has ended.
-    async fn while_running(&mut self, guest: &mut Guest) -> Over {
+    async fn while_running(&mut self, guest: &mut Guest, disks: (Layout, u64)) -> Over {
         let mut deadlines = Deadlines::default();
         loop {
             tokio::select! {
@@ -221,6 +228,19 @@ impl<'a> Life<'a> {
                     Order::Stop { signal, timeout_s } => {
                         deadlines.kill_process_in(timeout_s);
                         send_signal(guest, signal, &mut deadlines).await;
+                    }
+                    Order::Save { workspace, done } => {
+                        // Other orders wait: none of them could be carried out now.
+                        let saved = save(self.paths, self.directory, &workspace, guest, disks).await;
+                        match saved {
+                            Ok(answer) => {
+                                let _ = done.send(answer);
+                            }
+                            Err(failure) => {
+                                let _ = done.send(Err("its guest failed at that".to_owned()));
+                                return Over::Failed(failure);
+                            }
+                        }
                     }
                     Order::Kill | Order::GiveUp { .. } => return Over::Killed,
                 },
@@ -291,8 +311,8 @@ async fn given_up(orders: &mut mpsc::Receiver<Order>) -> bool {
         match order {
             Order::GiveUp { discard } => return discard,
             Order::Kill | Order::Stop { .. } => return false,
-            // There is no process yet that it could be sent to.
-            Order::Signal(_) => {}
+            // There is no process yet that it could be sent to, or that could be saved.
+            Order::Signal(_) | Order::Save { .. } => {}
         }
     }
     std::future::pending().await

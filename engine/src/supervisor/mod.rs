@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`life`] | the guest from its start to its end: an order, an event or a message at a time |
 //! | [`start`] | a guest, restored or booted, with the process in it |
+//! | [`save`] | a running guest and its disk, written down |
 //! | [`serve`] | the engine's connections: what they ask becomes orders, what happens becomes replies |
 //! | [`output`] | the process's output, to the log and to attached clients |
 //! | [`ports`] | published ports |
@@ -14,6 +15,7 @@
 mod life;
 mod output;
 mod ports;
+mod save;
 mod serve;
 mod start;
 
@@ -34,7 +36,7 @@ use self::{
 use crate::{
     Error, Paths, SandboxId,
     clock::monotonic_ns,
-    control::{self, Exit, FRAME_BYTES, Reply},
+    control::{self, Exit, FRAME_BYTES, Reply, SavedSandbox},
     error::{CODE_BRIG, chain},
     frames,
     host::Host,
@@ -52,12 +54,19 @@ const ORDERS: usize = 16;
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What clients want of the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Order {
     /// Send a signal to the process.
     Signal(u8),
     /// Send a signal, and SIGKILL later.
     Stop { signal: u8, timeout_s: Option<u32> },
+    /// Save the guest and the sandbox's disk. Dropping `done` says that this is no time for it.
+    Save {
+        /// The name of the directory for the files.
+        workspace: String,
+        /// Takes the answer: what is wrong is one line.
+        done: oneshot::Sender<Result<SavedSandbox, String>>,
+    },
     /// End the guest at once.
     Kill,
     /// The one who asked for the start is gone.

@@ -14,6 +14,7 @@ use tokio::{
 use super::{Order, output::Output};
 use crate::{
     control::{FRAME_BYTES, Reply, Request},
+    error::CODE_BRIG,
     frames::{self, FrameReader},
 };
 
@@ -177,6 +178,10 @@ impl Service {
                     self.signal(signal, write.as_mut()).await;
                     continue;
                 }
+                Request::Save { workspace } => {
+                    self.save(workspace, write.as_mut()).await;
+                    continue;
+                }
                 Request::Attach => {
                     let Some(write) = write.take() else { break };
                     let replies = self.clone().replies(write, false, Some(self.0.output.attach()));
@@ -209,6 +214,23 @@ impl Service {
         let _ = self.0.orders.send(Order::Signal(signal)).await;
         if let Some(write) = write {
             let _ = send(write, &Reply::Done).await;
+        }
+    }
+
+    async fn save(&self, workspace: String, write: Option<&mut OwnedWriteHalf>) {
+        let (done, answer) = oneshot::channel();
+        let _ = self.0.orders.send(Order::Save { workspace, done }).await;
+        let failed = |message: String| Reply::Failed {
+            code: CODE_BRIG,
+            message,
+        };
+        let reply = match answer.await {
+            Ok(Ok(saved)) => Reply::Saved(saved),
+            Ok(Err(message)) => failed(message),
+            Err(_) => failed("its process does not run".to_owned()),
+        };
+        if let Some(write) = write {
+            let _ = send(write, &reply).await;
         }
     }
 

@@ -1,14 +1,16 @@
 //! From a sandbox that does not run to a process that does: in a guest restored from a template where there is one, in
-//! one that boots otherwise.
+//! one that boots otherwise. A sandbox of a snapshot goes on from that at its first start.
 
 use std::{
     fs::{self, File, OpenOptions},
+    os::fd::OwnedFd,
     path::Path,
 };
 
 use brig_protocol::{
-    agent::{FromAgent, ToAgent},
+    agent::{FromAgent, Identity, ToAgent},
     stream::StreamHeader,
+    vmm::SavedStream,
 };
 use tokio::net::UnixStream;
 
@@ -16,18 +18,22 @@ use crate::{
     Error, Paths,
     clock::{Stage, Timing, monotonic_ns},
     console::Console,
-    disk,
+    disk::{self, DISK_BYTES},
     error::{chain, one_line, start_failure_code},
-    guest::{Disk, Failure, Guest, Kvm, Origin, Plan, SavedGuest},
+    guest::{Disk, Failure, Guest, Kvm, Origin, Plan, SavedGuest, stream_pair},
     host::Host,
     sandbox::{Config, Directory},
-    spec::{FRESH_DISK, USED_DISK, sandbox_spec},
+    snapshot::{Layout, Snapshot, Snapshots},
+    spec::{FRESH_DISK, USED_DISK, files, sandbox_spec},
     template::{Cache, Found, Ingredients, Key, Shape, Template, dropped_notice},
     vmm::VmmError,
 };
 
 /// Most characters of an agent's message that a user sees.
 const AGENT_TEXT: usize = 1000;
+
+/// Most characters of a kernel's release.
+const KERNEL_TEXT: usize = 64;
 
 /// A start and what it needs.
 pub(super) struct Start<'a> {
@@ -41,6 +47,16 @@ pub(super) struct Start<'a> {
     pub count: bool,
     /// Takes a line for the user.
     pub notice: &'a dyn Fn(String),
+}
+
+/// A process that runs.
+pub(super) struct Started {
+    pub guest: Guest,
+    pub streams: Streams,
+    /// The guest's disks.
+    pub layout: Layout,
+    /// Bytes of the image.
+    pub image_bytes: u64,
 }
 
 /// The near ends of the process's streams.
@@ -60,20 +76,41 @@ enum Trouble {
 
 impl Start<'_> {
     /// Gets a guest and starts the process in it. Dropping the future kills the guest.
-    pub async fn run(&self, timing: &mut Timing) -> Result<(Guest, Streams), Error> {
+    pub async fn run(&self, timing: &mut Timing) -> Result<Started, Error> {
         let image = self.host.image(self.config)?;
+        let image_bytes = image.metadata().map_err(Error::Runtime)?.len();
         let kvm = Kvm::open(self.paths, self.host).await?;
+        let fresh = !self.directory.disk().exists();
+        let (guest, streams, layout) = match &self.config.snapshot {
+            Some(name) if fresh => self.resume(name, &kvm, image, timing).await?,
+            _ => self.restore_or_boot(&kvm, image, fresh, timing).await?,
+        };
+        Ok(Started {
+            guest,
+            streams,
+            layout,
+            image_bytes,
+        })
+    }
+
+    async fn restore_or_boot(
+        &self,
+        kvm: &Kvm,
+        image: File,
+        fresh: bool,
+        timing: &mut Timing,
+    ) -> Result<(Guest, Streams, Layout), Error> {
         if !self.cold
             && !self.config.no_template
-            && let Some((key, template)) = self.template(&kvm)
+            && let Some((key, template)) = self.template(kvm)
         {
             let cache = Cache::new(self.paths);
             let image = image.try_clone().map_err(Error::Runtime)?;
-            let fresh = !self.directory.disk().exists();
-            match self.restore(&kvm, image, template, fresh, timing).await {
-                Ok(started) => {
+            match self.restore(kvm, image, template, fresh, timing).await {
+                Ok((guest, streams)) => {
                     cache.worked(&key);
-                    return Ok(started);
+                    let layout = if fresh { Layout::Fresh } else { Layout::Used };
+                    return Ok((guest, streams, layout));
                 }
                 Err(Trouble::Start(e)) => return Err(e),
                 Err(Trouble::Template(reason)) => {
@@ -89,7 +126,85 @@ impl Start<'_> {
                 }
             }
         }
-        self.boot(&kvm, image, timing).await
+        let (guest, streams) = self.boot(kvm, image, timing).await?;
+        Ok((guest, streams, Layout::Booted))
+    }
+
+    /// Goes on from a snapshot: the process runs already.
+    async fn resume(
+        &self,
+        name: &str,
+        kvm: &Kvm,
+        image: File,
+        timing: &mut Timing,
+    ) -> Result<(Guest, Streams, Layout), Error> {
+        let snapshot = Snapshots::new(self.paths).open(name)?;
+        let layout = snapshot.record.layout;
+        if image.metadata().map_err(Error::Runtime)?.len() != snapshot.record.image_bytes {
+            let reason = format!("needs the image {} as it was unpacked then", self.config.image);
+            return Err(Error::snapshot(name, reason));
+        }
+        disk::copy_whole(&snapshot.disk, &self.directory.disk())?;
+        let gone_on = self.go_on(snapshot, kvm, image, timing).await;
+        if gone_on.is_err() {
+            // The next start is the first again.
+            let _ = fs::remove_file(self.directory.disk());
+        }
+        match gone_on {
+            Ok((guest, streams)) => Ok((guest, streams, layout)),
+            Err(e @ Error::Vmm(VmmError::Spawn { .. })) => Err(e),
+            Err(e) => Err(Error::snapshot(name, format!("cannot go on here: {}", chain(&e)))),
+        }
+    }
+
+    async fn go_on(
+        &self,
+        snapshot: Snapshot,
+        kvm: &Kvm,
+        image: File,
+        timing: &mut Timing,
+    ) -> Result<(Guest, Streams), Error> {
+        let disks = self.snapshot_disks(image, snapshot.record.layout)?;
+        let (near, far) = Streams::pairs(self.config.stdin)?;
+        let plan = SavedGuest {
+            saved: snapshot.saved,
+            disks,
+            streams: far,
+            identity: Some(Identity {
+                hostname: self.config.hostname.clone(),
+                files: files(&self.config.hostname),
+            }),
+            origin: Origin::Snapshot,
+            kernel: one_line(&snapshot.record.kernel, KERNEL_TEXT),
+        };
+        let mut guest = Guest::restore(self.host, kvm, plan, self.console()?, timing).await?;
+        if let Err(failure) = guest.awake(timing).await {
+            return Err(guest.explain(failure).await);
+        }
+        if self.count {
+            guest.count(Stage::Ready, timing).await;
+        }
+        Ok((guest, near))
+    }
+
+    fn snapshot_disks(&self, image: File, layout: Layout) -> Result<Vec<Disk>, Error> {
+        let image = whole(image, false)?;
+        let own = whole(open_disk(&self.directory.disk())?, true)?;
+        Ok(match layout {
+            Layout::Booted => vec![image, own],
+            Layout::Fresh => vec![image.in_slot(), own, Disk::empty_slot(true)],
+            Layout::Used => {
+                // The guest has it mounted, and nothing in it uses it: its length is all that has to be right.
+                let directory = self.directory.path();
+                let make = || {
+                    let file = tempfile::tempfile_in(directory)?;
+                    file.set_len(DISK_BYTES)?;
+                    Disk::whole(file, true)
+                };
+                let mounted = make().map_err(Error::file("make a file in", directory))?;
+                vec![image.in_slot(), mounted, own.in_slot()]
+            }
+        })
     }
 
     /// The template that this sandbox can start from.
@@ -256,6 +371,25 @@ async fn start_process(
 }
 
 impl Streams {
+    /// The near ends, and the far ends with the names of the saved connections that they belong to.
+    fn pairs(stdin: bool) -> Result<(Self, Vec<(SavedStream, OwnedFd)>), Error> {
+        let mut far = Vec::new();
+        let mut pair = |header: StreamHeader| -> Result<UnixStream, Error> {
+            let (ours, theirs) = stream_pair()?;
+            let header = header.encode();
+            far.push((SavedStream::ToGuest { header }, theirs));
+            Ok(ours)
+        };
+        let near = Self {
+            stdin: stdin
+                .then(|| pair(StreamHeader::Stdin { process: 0 }))
+                .transpose()?,
+            stdout: pair(StreamHeader::Stdout { process: 0 })?,
+            stderr: pair(StreamHeader::Stderr { process: 0 })?,
+        };
+        Ok((near, far))
+    }
+
     async fn connect(guest: &Guest, stdin: bool) -> Result<Self, Error> {
         Ok(Self {
             stdin: if stdin {

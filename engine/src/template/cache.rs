@@ -12,24 +12,21 @@
 //! template of this key could not be used.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Read},
-    os::{
-        fd::OwnedFd,
-        unix::fs::{MetadataExt, OpenOptionsExt},
-    },
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 use jiff::Timestamp;
-use rustix::fs::{Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use super::key::{Ingredients, Key};
 use crate::{
-    Error, Paths,
+    Error, Paths, files,
     guest::Saved,
     id::{is_lower_hex, random_bytes},
     sandbox::{lock::Lock, write_record},
@@ -125,7 +122,7 @@ impl Cache {
 
     /// Opens the template that is made from `ingredients`.
     pub fn find(&self, ingredients: &Ingredients) -> Found {
-        let directory = match open_directory(&self.path(&ingredients.key())) {
+        let directory = match files::open_directory(&self.path(&ingredients.key())) {
             Ok(directory) => directory,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Found::Nothing,
             Err(e) => return Found::Broken(format!("cannot open it: {e}")),
@@ -197,7 +194,7 @@ impl Cache {
         let key = ingredients.key();
         let mut lengths = [0; 3];
         for (length, name) in lengths.iter_mut().zip([MEMORY, STATE, DISK]) {
-            *length = finish(&at.join(name))?;
+            *length = files::seal(&at.join(name))?;
         }
         let [memory_bytes, state_bytes, disk_bytes] = lengths;
         let record = Record {
@@ -210,13 +207,13 @@ impl Cache {
             disk_bytes,
         };
         write_record(&at.join(RECORD), &record)?;
-        sync(&at.join(RECORD))?;
-        sync(at)?;
+        files::sync(&at.join(RECORD))?;
+        files::sync(at)?;
         let path = self.path(&key);
         // What is there is broken, or it would have been used.
         self.drop_template(&key);
         fs::rename(at, &path).map_err(Error::file("make", &path))?;
-        sync(&self.directory)
+        files::sync(&self.directory)
     }
 
     /// Removes a template; guests that were restored from it go on.
@@ -265,7 +262,7 @@ impl Cache {
     /// Removes what killed processes left: directories that nobody makes a template in any more. `held` is the lock of
     /// `key`.
     pub fn sweep(&self, key: &Key, _held: &Lock) {
-        for name in self.names().unwrap_or_default() {
+        for name in files::names(&self.directory).unwrap_or_default() {
             let path = self.directory.join(&name);
             if name.starts_with(DROPPED) {
                 let _ = fs::remove_dir_all(&path);
@@ -306,8 +303,7 @@ impl Cache {
     /// # Errors
     /// [`Error::File`] when the directory cannot be read.
     pub fn list(&self) -> Result<Vec<Listed>, Error> {
-        let mut listed: Vec<Listed> = self
-            .names()?
+        let mut listed: Vec<Listed> = files::names(&self.directory)?
             .iter()
             .filter_map(|name| name.parse().ok())
             .filter_map(|key| self.look(key))
@@ -338,10 +334,7 @@ impl Cache {
 
     fn look(&self, key: Key) -> Option<Listed> {
         let path = self.path(&key);
-        let mut allocated = 0;
-        for entry in fs::read_dir(&path).ok()? {
-            allocated += entry.ok()?.metadata().ok()?.blocks() * 512;
-        }
+        let allocated = files::allocated(&path).ok()?;
         let used = fs::metadata(path.join(RECORD))
             .and_then(|metadata| metadata.modified())
             .unwrap_or(SystemTime::UNIX_EPOCH);
@@ -354,16 +347,6 @@ impl Cache {
             allocated,
             used,
         })
-    }
-
-    fn names(&self) -> Result<Vec<String>, Error> {
-        fs::read_dir(&self.directory)
-            .and_then(|entries| {
-                entries
-                    .map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()))
-                    .collect()
-            })
-            .map_err(Error::file("list", &self.directory))
     }
 
     fn path(&self, key: &Key) -> PathBuf {
@@ -384,17 +367,10 @@ impl Cache {
 /// # Errors
 /// [`Error::File`].
 pub fn new_files(workspace: &Path) -> Result<[File; 2], Error> {
-    let make = |name: &str| {
-        let path = workspace.join(name);
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(Error::file("make", &path))
-    };
-    Ok([make(MEMORY)?, make(STATE)?])
+    Ok([
+        files::make(&workspace.join(MEMORY))?,
+        files::make(&workspace.join(STATE))?,
+    ])
 }
 
 /// The path of the disk of a template that is being made in `workspace`.
@@ -409,23 +385,11 @@ fn key_in(name: &str, prefix: &str) -> Option<Key> {
 
 /// Opens a template's files, all of the one directory: another template may take its name at any moment.
 fn open(directory: &OwnedFd, ingredients: &Ingredients) -> Result<Template, String> {
-    let open = |name: &str| -> Result<File, String> {
-        rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map(File::from)
-            .map_err(|e| format!("cannot open its {name}: {}", io::Error::from(e)))
-    };
-    let record = read_record(open(RECORD)?)?;
+    let record = read_record(files::open_at(directory, RECORD)?)?;
     if record.made_from != *ingredients {
         return Err(format!("its {RECORD} tells of another"));
     }
-    let whole = |name: &str, bytes: u64| -> Result<File, String> {
-        let file = open(name)?;
-        match file.metadata() {
-            Ok(metadata) if metadata.len() == bytes => Ok(file),
-            Ok(metadata) => Err(format!("its {name} has {} bytes, not {bytes}", metadata.len())),
-            Err(e) => Err(format!("cannot read its {name}: {e}")),
-        }
-    };
+    let whole = |name: &str, bytes| files::open_whole(directory, name, bytes);
     Ok(Template {
         saved: Saved {
             memory: whole(MEMORY, record.memory_bytes)?,
@@ -447,27 +411,4 @@ fn read_record(file: File) -> Result<Record, String> {
         return Err(format!("its {RECORD} is of version {}", record.version));
     }
     Ok(record)
-}
-
-fn open_directory(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(path, flags, Mode::empty())?)
-}
-
-/// Nothing writes to the file any more; its length.
-fn finish(path: &Path) -> Result<u64, Error> {
-    let length = fs::metadata(path).map_err(Error::file("read", path))?.len();
-    if length == 0 {
-        return Err(Error::Template(format!("{} is empty", path.display())));
-    }
-    sync(path)?;
-    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o400))
-        .map_err(Error::file("change", path))?;
-    Ok(length)
-}
-
-fn sync(path: &Path) -> Result<(), Error> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(Error::file("write", path))
 }

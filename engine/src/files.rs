@@ -1,0 +1,109 @@
+//! Directories of files that appear as a whole: what templates and snapshots have in common.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
+    },
+    path::Path,
+};
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::Error;
+
+/// Opens a directory, to open what is in it by [`open_at`] however its name changes.
+///
+/// # Errors
+/// Those of open(2).
+pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Opens a file of a directory for reading.
+///
+/// # Errors
+/// One line.
+pub fn open_at(directory: &OwnedFd, name: &str) -> Result<File, String> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(directory, name, flags, Mode::empty())
+        .map(File::from)
+        .map_err(|e| format!("cannot open its {name}: {}", io::Error::from(e)))
+}
+
+/// As [`open_at`], of a file that has so many bytes.
+///
+/// # Errors
+/// One line.
+pub fn open_whole(directory: &OwnedFd, name: &str, bytes: u64) -> Result<File, String> {
+    let file = open_at(directory, name)?;
+    match file.metadata() {
+        Ok(metadata) if metadata.len() == bytes => Ok(file),
+        Ok(metadata) => Err(format!("its {name} has {} bytes, not {bytes}", metadata.len())),
+        Err(e) => Err(format!("cannot read its {name}: {e}")),
+    }
+}
+
+/// Makes a file that does not exist yet, for its owner alone.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn make(path: &Path) -> Result<File, Error> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(Error::file("make", path))
+}
+
+/// Nothing writes to the file any more; its length.
+///
+/// # Errors
+/// [`Error::File`], also for an empty file.
+pub fn seal(path: &Path) -> Result<u64, Error> {
+    let length = fs::metadata(path).map_err(Error::file("read", path))?.len();
+    if length == 0 {
+        return Err(Error::file("use", path)(io::ErrorKind::UnexpectedEof.into()));
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o400)).map_err(Error::file("change", path))?;
+    sync(path)?;
+    Ok(length)
+}
+
+/// Brings a file or the names in a directory to the disk.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn sync(path: &Path) -> Result<(), Error> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(Error::file("write", path))
+}
+
+/// The names in a directory.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn names(directory: &Path) -> Result<Vec<String>, Error> {
+    fs::read_dir(directory)
+        .and_then(|entries| {
+            entries
+                .map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()))
+                .collect()
+        })
+        .map_err(Error::file("list", directory))
+}
+
+/// Bytes that the files of a directory take on the disk.
+pub fn allocated(directory: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(directory)? {
+        bytes += entry?.metadata()?.blocks() * 512;
+    }
+    Ok(bytes)
+}

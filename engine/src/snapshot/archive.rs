@@ -1,0 +1,250 @@
+//! A snapshot as one tar: `snapshot.json`, then `memory`, `state` and `disk` as sparse files (GNU tar's pax format 1.0,
+//! which GNU tar and bsdtar extract). The image is not in it.
+//!
+//! An archive is untrusted. Its entries are known by name, each comes once, what they may be long is checked before they
+//! are written, and what was written is hashed and compared. The reader keeps bounded amounts in memory.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, Read, Write},
+    os::unix::fs::FileExt,
+};
+
+use brig_image_store::tar::{Chunk, Entry, Kind, Reader, TarError};
+
+use super::{
+    FileRecord, RECORD_BYTES, Record, Snapshots,
+    sparse::{self, Piece},
+    store::{DISK, MEMORY, RECORD, STATE, parse_record},
+};
+use crate::{Error, files};
+
+/// Bytes of a tar's block.
+const TAR_BLOCK: u64 = 512;
+
+/// The largest size that a header's field can have; a pax record stands in for larger ones.
+const SIZE_FIELD_MAX: u64 = 0o77_777_777_777;
+
+/// Most pieces of one file: what the reader takes.
+const PIECES_MAX: usize = 1 << 15;
+
+/// Writes the snapshot `name` to `output`.
+///
+/// # Errors
+/// [`Error::NoSuchSnapshot`], [`Error::Snapshot`], [`Error::Runtime`] when `output` cannot be written to.
+pub fn export(snapshots: &Snapshots, name: &str, output: &mut impl Write) -> Result<(), Error> {
+    let snapshot = snapshots.open(name)?;
+    let record = Record {
+        imported: false,
+        ..snapshot.record
+    };
+    let write = |output: &mut dyn Write| -> io::Result<()> {
+        let text = serde_json::to_vec_pretty(&record)?;
+        output.write_all(&header(RECORD, text.len() as u64, b'0'))?;
+        output.write_all(&text)?;
+        output.write_all(&zeros_after(text.len() as u64))?;
+        for (name, file) in [
+            (MEMORY, &snapshot.saved.memory),
+            (STATE, &snapshot.saved.state),
+            (DISK, &snapshot.disk),
+        ] {
+            write_sparse(output, name, file)?;
+        }
+        output.write_all(&[0; 2 * TAR_BLOCK as usize])?;
+        output.flush()
+    };
+    write(output).map_err(Error::Runtime)
+}
+
+fn write_sparse(output: &mut dyn Write, name: &str, file: &File) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    let mut pieces = sparse::pieces(file, PIECES_MAX)?;
+    // GNU tar ends a file where its last piece does.
+    pieces.push(Piece {
+        offset: length,
+        length: 0,
+    });
+    let mut map = format!("{}\n", pieces.len()).into_bytes();
+    for Piece { offset, length } in &pieces {
+        writeln!(map, "{offset}\n{length}")?;
+    }
+    map.extend(zeros_after(map.len() as u64));
+    let data: u64 = pieces.iter().map(|piece| piece.length).sum();
+    let stored = map.len() as u64 + data;
+    let mut extended = Vec::new();
+    for (key, value) in [
+        ("GNU.sparse.major", "1"),
+        ("GNU.sparse.minor", "0"),
+        ("GNU.sparse.name", name),
+        ("GNU.sparse.realsize", &length.to_string()),
+    ] {
+        extended.extend(pax_record(key, value));
+    }
+    if stored > SIZE_FIELD_MAX {
+        extended.extend(pax_record("size", &stored.to_string()));
+    }
+    output.write_all(&header("pax", extended.len() as u64, b'x'))?;
+    output.write_all(&extended)?;
+    output.write_all(&zeros_after(extended.len() as u64))?;
+    output.write_all(&header(&format!("GNUSparseFile.0/{name}"), stored, b'0'))?;
+    output.write_all(&map)?;
+    let mut buffer = vec![0; 1 << 20];
+    for piece in &pieces {
+        let (mut offset, end) = (piece.offset, piece.offset + piece.length);
+        while offset < end {
+            let want = (end - offset).min(buffer.len() as u64) as usize;
+            file.read_exact_at(&mut buffer[..want], offset)?;
+            output.write_all(&buffer[..want])?;
+            offset += want as u64;
+        }
+    }
+    output.write_all(&zeros_after(stored))
+}
+
+/// A ustar header (POSIX.1-2017, pax, "ustar Interchange Format").
+fn header(name: &str, size: u64, kind: u8) -> [u8; TAR_BLOCK as usize] {
+    let mut block = [0; TAR_BLOCK as usize];
+    let mut put = |at: usize, text: &str| block[at..at + text.len()].copy_from_slice(text.as_bytes());
+    put(0, name);
+    put(100, "0000600\0");
+    put(108, "0000000\0");
+    put(116, "0000000\0");
+    put(124, &format!("{:011o}\0", size.min(SIZE_FIELD_MAX)));
+    put(136, "00000000000\0");
+    put(148, "        ");
+    put(257, "ustar\x0000");
+    block[156] = kind;
+    let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    block
+}
+
+/// `LENGTH KEY=VALUE\n`, where the length counts itself.
+fn pax_record(key: &str, value: &str) -> Vec<u8> {
+    let rest = key.len() + value.len() + 3;
+    let mut length = rest + 1;
+    while length != rest + length.to_string().len() {
+        length = rest + length.to_string().len();
+    }
+    format!("{length} {key}={value}\n").into_bytes()
+}
+
+fn zeros_after(bytes: u64) -> Vec<u8> {
+    vec![0; (bytes.wrapping_neg() % TAR_BLOCK) as usize]
+}
+
+/// Takes a snapshot from an archive, checks it, and gives it `name`.
+///
+/// # Errors
+/// [`Error::SnapshotExists`], [`Error::InvalidName`], [`Error::Import`]; nothing is left then.
+pub fn import(snapshots: &Snapshots, name: &str, input: impl BufRead) -> Result<(), Error> {
+    snapshots.check_free(name)?;
+    let workspace = snapshots.workspace()?;
+    let mut reader = Reader::new(input);
+    let mut record = read_record(&mut reader)?;
+    for (name, wanted) in [
+        (MEMORY, &record.memory),
+        (STATE, &record.state),
+        (DISK, &record.disk),
+    ] {
+        let path = workspace.path().join(name);
+        let file = files::make(&path)?;
+        read_file(&mut reader, name, wanted, &file)?;
+        drop(file);
+        files::seal(&path)?;
+    }
+    if let Some(entry) = next(&mut reader)? {
+        return Err(unexpected(&entry, "nothing more"));
+    }
+    record.imported = true;
+    workspace.finish(&record)?;
+    snapshots.publish(workspace, name)
+}
+
+fn read_record(reader: &mut Reader<impl BufRead>) -> Result<Record, Error> {
+    expect(reader, RECORD, |size| size <= RECORD_BYTES)?;
+    let mut text = Vec::new();
+    copy(reader, |_, bytes| {
+        text.extend_from_slice(bytes);
+        Ok(())
+    })?;
+    parse_record(&text).map_err(|reason| Error::Import(format!("the snapshot {reason}")))
+}
+
+fn read_file(
+    reader: &mut Reader<impl BufRead>,
+    name: &str,
+    wanted: &FileRecord,
+    file: &File,
+) -> Result<(), Error> {
+    expect(reader, name, |size| size == wanted.bytes)?;
+    file.set_len(wanted.bytes).map_err(Error::Runtime)?;
+    copy(reader, |offset, bytes| file.write_all_at(bytes, offset))?;
+    let digest = sparse::digest(file).map_err(Error::Runtime)?;
+    match &wanted.digest {
+        Some(wanted) if *wanted == digest => Ok(()),
+        _ => Err(Error::Import(format!(
+            "{name} is not what {RECORD} says: its digest differs"
+        ))),
+    }
+}
+
+/// The next entry has this name and a size that fits.
+fn expect(
+    reader: &mut Reader<impl BufRead>,
+    name: &str,
+    fits: impl FnOnce(u64) -> bool,
+) -> Result<(), Error> {
+    match next(reader)? {
+        Some(entry) if entry.path != name.as_bytes() || entry.kind != Kind::File => {
+            Err(unexpected(&entry, name))
+        }
+        Some(entry) if !fits(entry.size) => Err(Error::Import(format!("{name} has {} bytes", entry.size))),
+        Some(_) => Ok(()),
+        None => Err(Error::Import(format!("{name} is missing"))),
+    }
+}
+
+/// Gives each piece of the current entry that is no hole to `take`, with its place in the file.
+fn copy(
+    reader: &mut Reader<impl BufRead>,
+    mut take: impl FnMut(u64, &[u8]) -> io::Result<()>,
+) -> Result<(), Error> {
+    let mut position = 0;
+    loop {
+        let count = match reader.chunk().map_err(|e| damaged(&e))? {
+            Chunk::End => return Ok(()),
+            Chunk::Hole(zeros) => {
+                position += zeros;
+                continue;
+            }
+            Chunk::Bytes(bytes) => {
+                take(position, bytes).map_err(Error::Runtime)?;
+                bytes.len()
+            }
+        };
+        reader.consume(count);
+        position += count as u64;
+    }
+}
+
+fn next(reader: &mut Reader<impl BufRead>) -> Result<Option<Entry>, Error> {
+    reader.next_entry().map_err(|e| damaged(&e))
+}
+
+fn damaged(error: &TarError) -> Error {
+    Error::Import(crate::error::chain(error))
+}
+
+fn unexpected(entry: &Entry, wanted: &str) -> Error {
+    let path = String::from_utf8_lossy(&entry.path);
+    Error::Import(format!(
+        "it has {:?} in the place of {wanted}",
+        crate::error::one_line(&path, 100)
+    ))
+}
+
+/// A reader for [`import`].
+pub fn buffered(input: impl Read) -> impl BufRead {
+    io::BufReader::with_capacity(1 << 20, input)
+}
