@@ -128,9 +128,10 @@ impl Directory {
         let mut state = self.read_state()?;
         if !supervised && state.status == Status::Running {
             // Running without a supervisor: it was killed, or has begun since the lock was looked at.
-            match Lock::try_take(&self.lock())? {
-                Some(lock) => state = self.correct(&lock)?,
-                None => (supervised, state) = (true, self.read_state()?),
+            if let Some(lock) = Lock::try_take(&self.lock())? {
+                state = self.correct(&lock)?;
+            } else {
+                (supervised, state) = (true, self.read_state()?);
             }
         }
         Ok(Sandbox {
