@@ -296,13 +296,11 @@ impl PlayedGuest {
         command.0 == Command::Resume
     }
 
-    /// Takes the next save command, and refuses it.
-    pub fn fail_to_save(&mut self, message: &str) {
+    /// Takes the next save command, and answers with `event`.
+    pub fn fail_to_save(&mut self, event: &Event) {
         let command: (Command, Vec<OwnedFd>) = channel::receive(&self.vmm.channel).unwrap();
         assert_eq!(command.0, Command::Save);
-        self.event(&Event::Failed {
-            message: message.to_owned(),
-        });
+        self.event(event);
     }
 
     /// Plays the guest that a template is made of, to its end. Its disk is written to.

@@ -42,7 +42,7 @@ pub enum Command {
     /// In place of a boot: go on where a guest was saved. Answered by [`Event::Restored`] or [`Event::Failed`].
     /// `/dev/kvm` is descriptor 0 of the message.
     Restore(RestoreConfig),
-    /// Stop the guest between two instructions and save it. Answered by [`Event::Saved`] or [`Event::Failed`]; the guest
+    /// Stop the guest between two instructions and save it. Answered by [`Event::Saved`] or [`Event::SaveFailed`]; the guest
     /// stands still from then on. Descriptor 0 is an empty file for the guest's memory, which becomes a sparse file as
     /// long as the memory, descriptor 1 an empty file for everything else.
     Save,
@@ -205,6 +205,12 @@ pub enum Event {
     Saved {
         /// Bytes of memory that are not holes in the file.
         memory_bytes: u64,
+    },
+    /// Answer to a [`Command::Save`] that could not be carried out. The guest stands still and can be resumed; what the files
+    /// hold is of no use.
+    SaveFailed {
+        /// What failed and why, one line.
+        message: String,
     },
     /// Answer to [`Command::Count`].
     Counted(Counters),

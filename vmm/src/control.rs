@@ -20,7 +20,7 @@ use crate::{
     devices::virtio::lock,
     jail,
     kvm::probe::{self, ProbeError},
-    machine::{Machine, MachineError, Restored, RunningMachine, SaveError},
+    machine::{Machine, MachineError, Restored, RunningMachine},
 };
 
 /// Why serving the channel ended early. The supervisor has been told, where that was possible.
@@ -44,9 +44,6 @@ pub enum ControlError {
     /// The saved machine could not be restored.
     #[error("Cannot restore")]
     Restore(#[source] MachineError),
-    /// The machine could not be saved.
-    #[error("Cannot save the guest")]
-    Save(#[from] SaveError),
     /// The counters could not be read.
     #[error("Cannot count what the guest costs")]
     Count(#[source] io::Error),
@@ -155,8 +152,12 @@ impl Session<'_> {
             (Command::Restore(config), None) => self.restore(config, fds),
             (Command::Save, Some(machine)) => {
                 let (memory, state) = config::take_save_files(fds)?;
-                let memory_bytes = machine.save(&memory, &state)?;
-                self.send(&Event::Saved { memory_bytes })
+                self.send(&match machine.save(&memory, &state) {
+                    Ok(memory_bytes) => Event::Saved { memory_bytes },
+                    Err(error) => Event::SaveFailed {
+                        message: chain(&error),
+                    },
+                })
             }
             (Command::Count, Some(machine)) => {
                 let counters = machine.count().map_err(ControlError::Count)?;

@@ -145,6 +145,27 @@ fn a_guest_with_two_processors_goes_on_where_it_was_saved() {
 }
 
 #[test]
+fn a_guest_that_could_not_be_saved_goes_on() {
+    let Some(rig) = rig() else { return };
+    let mut waiting = waiting(&rig, 1);
+    let full = || File::options().read(true).write(true).open("/dev/full").unwrap();
+    let nowhere = Saved {
+        memory: full(),
+        state: full(),
+    };
+    let event = waiting.vmm.save(&nowhere).unwrap();
+    let Event::SaveFailed { message } = event else {
+        panic!("{event:?}");
+    };
+    assert!(
+        message.starts_with("Cannot save the guest's memory: "),
+        "{message}"
+    );
+    waiting.vmm.send(&Command::Resume, &[]).unwrap();
+    echo(&waiting.vmm, &mut waiting.console, "still here");
+}
+
+#[test]
 fn files_that_are_no_saved_guest_are_refused_with_the_reason() {
     let Some(rig) = rig() else { return };
     let mut waiting = waiting(&rig, 1);

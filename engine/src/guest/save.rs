@@ -5,21 +5,24 @@ use std::{fs::File, os::fd::AsFd, time::Duration};
 use brig_protocol::vmm::{Command, Event};
 use tokio::time::timeout;
 
-use super::{Failure, Guest, is_idle_talk};
+use super::{Failure, GUEST_TEXT, Guest, is_idle_talk};
+use crate::error::one_line;
 
 /// How long the VMM may take. It writes each page of the guest's memory that is not zero.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(120);
 
 impl Guest {
-    /// Has the VMM write the guest into two empty files. The guest stands still from then on.
-    pub(crate) async fn save(&mut self, memory: &File, state: &File) -> Result<(), Failure> {
+    /// Has the VMM write the guest into two empty files. The guest stands still from then on, also when that failed: the
+    /// inner error.
+    pub(crate) async fn save(&mut self, memory: &File, state: &File) -> Result<Result<(), String>, Failure> {
         let files = [memory.as_fd(), state.as_fd()];
         if self.vmm.channel.send(&Command::Save, &files).await.is_err() {
             return Err(self.last_event().await);
         }
         loop {
             match timeout(SAVE_TIMEOUT, self.vmm.channel.event()).await {
-                Ok(Ok(Event::Saved { .. })) => return Ok(()),
+                Ok(Ok(Event::Saved { .. })) => return Ok(Ok(())),
+                Ok(Ok(Event::SaveFailed { message })) => return Ok(Err(one_line(&message, GUEST_TEXT))),
                 Ok(Ok(event)) if is_idle_talk(&event) => {}
                 Ok(Ok(event)) => return Err(Failure::Event(event)),
                 Ok(Err(_)) => return Err(Failure::Ended),

@@ -32,19 +32,19 @@ pub(super) async fn save(
         Ok(files) => files,
         Err(e) => return Ok(Err(chain(&e))),
     };
-    guest.save(&memory, &state).await?;
-    let copied = copy_disk(directory.disk(), to).await;
+    let copied = match guest.save(&memory, &state).await? {
+        Ok(()) => copy_disk(directory.disk(), to).await.map_err(|e| chain(&e)),
+        Err(message) => Err(message),
+    };
     if guest.vmm.channel.send(&Command::Resume, &[]).await.is_err() {
         return Err(guest.last_event().await);
     }
     let (layout, image_bytes) = known;
-    Ok(copied
-        .map(|()| SavedSandbox {
-            layout,
-            kernel: guest.kernel.clone(),
-            image_bytes,
-        })
-        .map_err(|e| chain(&e)))
+    Ok(copied.map(|()| SavedSandbox {
+        layout,
+        kernel: guest.kernel.clone(),
+        image_bytes,
+    }))
 }
 
 fn prepare(paths: &Paths, workspace: &str) -> Result<(File, File, PathBuf), Error> {

@@ -126,7 +126,11 @@ async fn make(
         Err(failure) => Err(failure),
     };
     let kernel = match done {
-        Ok(()) => guest.kernel.clone(),
+        Ok(Ok(())) => guest.kernel.clone(),
+        Ok(Err(message)) => {
+            guest.vmm.kill().await;
+            return Err(Error::Template(message));
+        }
         Err(failure) => return Err(Error::Template(chain(&guest.explain(failure).await))),
     };
     // From here on nothing writes to the files.

@@ -11,7 +11,7 @@ use std::{
 
 use brig_protocol::{
     agent::{FromAgent, StartFailure},
-    vmm::KvmKind,
+    vmm::{Event, KvmKind},
 };
 use tempfile::TempDir;
 use tokio::task::LocalSet;
@@ -166,7 +166,9 @@ async fn a_guest_that_cannot_be_prepared_or_saved_is_an_error_that_leaves_nothin
                 guest.hello();
                 guest.hear();
                 guest.say(&FromAgent::Prepared);
-                guest.fail_to_save("no space left");
+                guest.fail_to_save(&Event::SaveFailed {
+                    message: "no space left".into(),
+                });
             },
             "no space left",
         ),

@@ -137,13 +137,45 @@ fn a_workspace_that_does_not_exist_is_refused_and_the_sandbox_goes_on() {
 }
 
 #[test]
+fn a_sandbox_that_could_not_be_saved_goes_on() {
+    let bench = Bench::new(|_| {});
+    let workspace = Snapshots::new(&bench.paths).workspace().unwrap();
+    bench.run(
+        |mut guest| {
+            let streams = guest.start();
+            guest.fail_to_save(&Event::SaveFailed {
+                message: "no space left on device".into(),
+            });
+            assert!(guest.resumed());
+            drop(streams);
+            guest.say(&exited(3));
+            shut_down(guest);
+        },
+        async |mut client| {
+            client.start(true).await;
+            let mut other = bench.connect().await;
+            let workspace = workspace.name();
+            other.ask(Request::Save { workspace }).await;
+            let Reply::Failed { message, .. } = other.hear().await else {
+                panic!("it was saved");
+            };
+            assert!(message.contains("no space left"), "{message}");
+            assert_eq!(client.exit().await.code, 3);
+        },
+    );
+    bench.assert_clean();
+}
+
+#[test]
 fn a_guest_that_fails_at_being_saved_ends_its_sandbox_and_says_why() {
     let bench = Bench::new(|_| {});
     let workspace = Snapshots::new(&bench.paths).workspace().unwrap();
     bench.run(
         |mut guest| {
             let _streams = guest.start();
-            guest.fail_to_save("no space left on device");
+            guest.fail_to_save(&Event::Failed {
+                message: "no space left on device".into(),
+            });
         },
         async |mut client| {
             client.start(true).await;
