@@ -21,7 +21,7 @@ use brig_protocol::{
     channel, frame,
     spec::{RootSpec, SandboxSpec},
     stream::{CONTROL_PORT, HEADER_BYTES, StreamHeader},
-    vmm::{Command, DiskConfig, Event, KvmKind, SavedStream},
+    vmm::{Command, Counters, DiskConfig, Event, KvmKind, SavedStream},
 };
 use jiff::Timestamp;
 use tempfile::TempDir;
@@ -280,9 +280,19 @@ impl PlayedGuest {
         wake
     }
 
+    /// Takes the next command; says meanwhile that nothing happens in the guest.
+    fn command(&mut self) -> (Command, Vec<OwnedFd>) {
+        loop {
+            match channel::receive(&self.vmm.channel).unwrap() {
+                (Command::Count, _) => self.event(&Event::Counted(Counters::default())),
+                command => return command,
+            }
+        }
+    }
+
     /// Takes the next save command, and writes these files.
     pub fn save(&mut self, memory: &[u8], state: &[u8]) {
-        let (command, fds): (Command, Vec<OwnedFd>) = channel::receive(&self.vmm.channel).unwrap();
+        let (command, fds) = self.command();
         assert_eq!((command, fds.len()), (Command::Save, 2));
         for (fd, bytes) in fds.into_iter().zip([memory, state]) {
             File::from(fd).write_all(bytes).unwrap();
@@ -298,8 +308,7 @@ impl PlayedGuest {
 
     /// Takes the next save command, and answers with `event`.
     pub fn fail_to_save(&mut self, event: &Event) {
-        let command: (Command, Vec<OwnedFd>) = channel::receive(&self.vmm.channel).unwrap();
-        assert_eq!(command.0, Command::Save);
+        assert_eq!(self.command().0, Command::Save);
         self.event(event);
     }
 

@@ -38,13 +38,13 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
     task::JoinHandle,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 pub use self::restore::{Saved, SavedGuest};
 use crate::{
     Error, Paths,
-    clock::{Stage, Timing, monotonic_ns},
+    clock::{Counters, Stage, Timing, monotonic_ns},
     console::Console,
     error::one_line,
     frames::{self, FrameReader},
@@ -59,6 +59,13 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How long the last lines of the console may take to arrive after the VMM's end.
 const CONSOLE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often and at most how many times a guest is looked at for [`Guest::settle`].
+const SETTLE_INTERVAL: Duration = Duration::from_millis(250);
+const SETTLE_ROUNDS: usize = 20;
+
+/// A guest that leaves its vCPUs so rarely in an interval does nothing: a few timers go off in an idle kernel.
+const SETTLED_EXITS: u64 = 40;
 
 /// Most characters of a text that a guest chose and a user sees.
 const GUEST_TEXT: usize = 1000;
@@ -321,6 +328,12 @@ impl Guest {
     /// Enters into `timing` what the guest has cost so far. One that cannot tell any more is none of this function's
     /// business.
     pub(crate) async fn count(&self, stage: Stage, timing: &mut Timing) {
+        if let Some(counters) = self.counters().await {
+            timing.costs.push((stage, counters));
+        }
+    }
+
+    async fn counters(&self) -> Option<Counters> {
         let counted = async {
             self.vmm.channel.send(&Command::Count, &[]).await.ok()?;
             loop {
@@ -331,8 +344,20 @@ impl Guest {
                 }
             }
         };
-        if let Ok(Some(counters)) = timeout(CONSOLE_TIMEOUT, counted).await {
-            timing.costs.push((stage, counters));
+        timeout(CONSOLE_TIMEOUT, counted).await.ok().flatten()
+    }
+
+    /// Waits until the guest has nothing to do, so that a restore does not begin with the rest of it; not for ever, as some
+    /// kernel thread may always have something.
+    pub(crate) async fn settle(&self) {
+        let mut before = None;
+        for _ in 0..SETTLE_ROUNDS {
+            let Some(now) = self.counters().await else { return };
+            if before.is_some_and(|before| now.exits - before <= SETTLED_EXITS) {
+                return;
+            }
+            before = Some(now.exits);
+            sleep(SETTLE_INTERVAL).await;
         }
     }
 

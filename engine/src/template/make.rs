@@ -122,7 +122,10 @@ async fn make(
         .await;
     let [memory, state] = new_files(workspace.path())?;
     let done = match prepared(&mut guest).await {
-        Ok(()) => guest.save(&memory, &state).await,
+        Ok(()) => {
+            guest.settle().await;
+            guest.save(&memory, &state).await
+        }
         Err(failure) => Err(failure),
     };
     let kernel = match done {
