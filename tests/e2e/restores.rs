@@ -2,21 +2,25 @@
 
 use std::{
     collections::HashMap,
+    env,
     io::{BufRead, BufReader, Write},
-    process::Stdio,
+    net::SocketAddr,
+    path::Path,
+    process::{Command, Stdio},
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
-use brig_tests::{brig::Brig, machine::Need, tests};
+use brig_tests::{brig::Brig, http, machine::Need, tests};
 
 tests! {
     Need::Kvm =>
-        two_hundred_restores_share_no_random_number_and_know_the_time;
+        two_hundred_restores_share_no_random_number_and_know_the_time,
+        copies_of_a_busy_sandbox_go_on_where_it_was;
 }
 
 const RESTORES: usize = 200;
@@ -98,6 +102,98 @@ fn ask(brig: &Brig) -> String {
     drop(stdin);
     assert!(child.wait().unwrap().success());
     first
+}
+
+/// Writes to the disk without end, counts how often, and serves the count.
+const BUSY: &str = "
+mkdir /www; cd /www
+dd if=/dev/zero of=large bs=1M count=4 2>/dev/null
+echo 0 >count
+while :; do
+	dd if=/dev/zero of=/blob bs=64k count=4 conv=fsync 2>/dev/null
+	read n <count; echo $((n + 1)) >next; mv next count; sync
+done &
+exec httpd -f -p 80 -h /www
+";
+
+/// Bytes of the file `large`.
+const LARGE: u64 = 4 << 20;
+
+/// How often the busy sandbox is copied; `$BRIG_TEST_COPIES` when that is set.
+const COPIES: usize = 12;
+
+fn copies_of_a_busy_sandbox_go_on_where_it_was() {
+    let copies = env::var("BRIG_TEST_COPIES").ok();
+    let copies = copies.and_then(|copies| copies.parse().ok()).unwrap_or(COPIES);
+    let brig = Brig::new();
+    let port = ["-p", "127.0.0.1:0:80"];
+    let busy = [
+        &["run", "-d", "--name", "busy", "--cpus", "2"],
+        &port[..],
+        &["busybox", "sh", "-c", BUSY],
+    ];
+    brig.ok(&busy.concat());
+    let original = brig.port("busy", "80/tcp");
+    let mut count = wait_for_count(original, 1);
+    // A stream that is open while the guest is saved: it stays the original's, and is reset in the copies.
+    let mut open = http::connect(original).unwrap();
+    http::ask(&mut open, "/large").unwrap();
+    for _ in 0..copies {
+        brig.ok(&["snapshot", "create", "busy", "now"]);
+        let copy = brig.ok(&[&["run", "-d", "--snapshot", "now"], &port[..]].concat());
+        let copy = copy.trim();
+        let address = brig.port(copy, "80/tcp");
+        let begin = wait_for_count(address, count);
+        wait_for_count(address, begin + 1);
+        brig.ok(&["kill", copy]);
+        brig.ok(&["wait", copy]);
+        assert_consistent(&brig.root().join("sandboxes").join(copy).join("disk.ext4"));
+        brig.ok(&["rm", copy]);
+        brig.ok(&["snapshot", "rm", "now"]);
+        count = wait_for_count(original, count);
+    }
+    assert_eq!(http::hash_answer(&mut open).unwrap().0, LARGE);
+    wait_for_count(original, count + 1);
+    brig.ok(&["rm", "-f", "busy"]);
+    brig.assert_nothing_left();
+}
+
+/// Waits until the web server says at least `least`.
+fn wait_for_count(address: SocketAddr, least: u64) -> u64 {
+    let deadline = Instant::now() + COUNT_LIMIT;
+    loop {
+        let answer = http::get(address, "/count");
+        let count = answer
+            .as_ref()
+            .ok()
+            .and_then(|answer| answer.text().trim().parse().ok());
+        match count {
+            Some(count) if count >= least => return count,
+            _ => assert!(
+                Instant::now() < deadline,
+                "{address} says {answer:?}, not {least}"
+            ),
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A guest that does nothing more for so long hangs. Each count takes two programs.
+const COUNT_LIMIT: Duration = Duration::from_secs(120);
+
+/// Whether e2fsck(8) finds nothing to mend on a disk whose guest has shut down.
+fn assert_consistent(disk: &Path) {
+    let output = Command::new("e2fsck")
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .args(["-f", "-n"])
+        .arg(disk)
+        .output()
+        .expect("e2fsck of e2fsprogs");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
 }
 
 fn now_ns() -> i128 {

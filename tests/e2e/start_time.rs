@@ -1,15 +1,16 @@
-//! What a cold start tells about its time. How long it takes is measured by `tests/bench/start`.
+//! What a start tells about its time. How long it takes is measured by `tests/bench/start.rs`.
 
 use brig_tests::{brig::Brig, machine::Need, tests};
 
 tests! {
     Need::Kvm =>
-        timing_tells_where_the_time_of_a_cold_start_went;
+        timing_tells_where_the_time_of_a_cold_start_went,
+        timing_tells_a_restore_from_a_cold_start_and_what_it_cost;
 }
 
 fn timing_tells_where_the_time_of_a_cold_start_went() {
     let brig = Brig::new();
-    let output = brig.run(&["run", "--rm", "--timing", "busybox", "true"]);
+    let output = brig.run(&["run", "--rm", "--timing", "--no-template", "busybox", "true"]);
     assert_eq!(output.code, 0, "{output:?}");
     let stages = [
         "VMM start",
@@ -20,14 +21,59 @@ fn timing_tells_where_the_time_of_a_cold_start_went() {
         "exit",
         "cleaned up",
     ];
+    assert_in_order(&output.stderr, &stages);
+    assert!(
+        output.stderr.lines().any(|line| line == "cold boot"),
+        "{output:?}"
+    );
+    brig.assert_nothing_left();
+}
+
+fn timing_tells_a_restore_from_a_cold_start_and_what_it_cost() {
+    let brig = Brig::new();
+    let output = brig.run(&["run", "--rm", "--timing=full", "busybox", "true"]);
+    assert_eq!(output.code, 0, "{output:?}");
+    let stages = [
+        "VMM start",
+        "guest resumed",
+        "agent ready",
+        "process exec",
+        "exit",
+        "cleaned up",
+    ];
+    assert_in_order(&output.stderr, &stages);
+    let says = |line: &str| output.stderr.lines().any(|said| said == line);
+    assert!(says("restored from a template"), "{output:?}");
+    // The second table: what had been counted grows from stage to stage.
+    let costs = output
+        .stderr
+        .lines()
+        .skip_while(|line| !line.starts_with("UNTIL"))
+        .skip(1);
+    let exits: Vec<u64> = costs
+        .take(3)
+        .map(|line| {
+            let name = ["agent ready", "process exec", "exit"]
+                .into_iter()
+                .find_map(|stage| line.strip_prefix(stage));
+            let columns = name.unwrap_or_else(|| panic!("{line:?} in {output:?}"));
+            columns.split_whitespace().next().unwrap().parse().unwrap()
+        })
+        .collect();
+    assert_eq!(exits.len(), 3, "{output:?}");
+    assert!(exits.is_sorted() && exits[2] > 0, "{output:?}");
+    brig.assert_nothing_left();
+}
+
+/// The stages stand in the first table of `--timing`, at times that do not go back.
+fn assert_in_order(text: &str, stages: &[&str]) {
     let mut last = 0.0;
     for stage in stages {
-        let line = output.stderr.lines().find_map(|line| line.strip_prefix(stage));
+        let line = text.lines().find_map(|line| line.strip_prefix(stage));
         let at: f64 = line
             .and_then(|columns| columns.split_whitespace().next()?.parse().ok())
-            .unwrap_or_else(|| panic!("no {stage:?} in {output:?}"));
-        assert!(at >= last, "{stage:?} comes too early in {output:?}");
+            .unwrap_or_else(|| panic!("no {stage:?} in {text}"));
+        assert!(at >= last, "{stage:?} comes too early in {text}");
         last = at;
     }
-    brig.assert_nothing_left();
 }

@@ -70,7 +70,7 @@ async fn from_image(
     engine.check(&image, &wishes).map_err(Failure::of_run)?;
     interrupts.end(unpack_image(engine, &image, cold)).await??;
     let shape = Shape::new(options.cpus, options.memory);
-    let template_ns = interrupts.end(template_for(engine, shape, cold)).await?;
+    let template_ns = interrupts.end(template_for(engine, shape, cold)).await?.told();
     let config = engine.create(&image, &wishes).map_err(Failure::of_run)?;
     Ok((config, template_ns))
 }
@@ -220,7 +220,8 @@ async fn start_one(
     let shape = Shape::of(&sandbox.config);
     interrupts
         .end(template_for(engine, shape, cold || sandbox.config.no_template))
-        .await?;
+        .await?
+        .told();
     let wanted = StartOptions {
         attach,
         discard: false,
@@ -246,9 +247,9 @@ async fn launch(engine: &Engine, id: &SandboxId, options: StartOptions) -> Resul
 }
 
 /// Makes sure that there is a template, unless none is wanted, and tells when one was made. A guest boots without one.
-async fn template_for(engine: &Engine, shape: Shape, cold: bool) -> Option<u64> {
+async fn template_for(engine: &Engine, shape: Shape, cold: bool) -> Tried {
     if cold {
-        return None;
+        return Tried::default();
     }
     let mut step = None;
     let ensured = engine
@@ -259,18 +260,38 @@ async fn template_for(engine: &Engine, shape: Shape, cold: bool) -> Option<u64> 
             if let Some(step) = step {
                 step.finish(None);
             }
-            Some(monotonic_ns())
+            Tried {
+                made_ns: Some(monotonic_ns()),
+                notice: None,
+            }
         }
-        (Err(e @ Error::TemplateBytes(_)), _) => {
-            eprintln!("brig: {}; the guest boots", chain(&e));
-            None
+        // What is wrong with the host or the installation is told by the start, which needs the same.
+        (Ok(_) | Err(Error::NoMke2fs | Error::OtherMke2fs(..)), _) => Tried::default(),
+        (Err(e), step) if step.is_some() || matches!(e, Error::TemplateBytes(_)) => Tried {
+            made_ns: None,
+            notice: Some(format!("{}; the guest boots", chain(&e))),
+        },
+        // Nothing was tried.
+        (Err(_), _) => Tried::default(),
+    }
+}
+
+/// What came of looking for a template.
+#[derive(Default)]
+struct Tried {
+    /// When one was made.
+    made_ns: Option<u64>,
+    /// Why there is none, for the user.
+    notice: Option<String>,
+}
+
+impl Tried {
+    /// Tells the user, and returns when a template was made.
+    fn told(self) -> Option<u64> {
+        if let Some(notice) = self.notice {
+            eprintln!("brig: {notice}");
         }
-        // Nothing was tried: what is wrong with the host or the installation is told by the start.
-        (Ok(_), _) | (Err(_), None) => None,
-        (Err(e), Some(step)) => {
-            step.note(&format!("{}; the guest boots", chain(&e)));
-            None
-        }
+        self.made_ns
     }
 }
 
@@ -278,7 +299,7 @@ async fn unpack_image(engine: &Engine, image: &Image, cold: bool) -> Result<(), 
     if engine.images().unpacked(image)?.is_some() {
         return Ok(());
     }
-    template_for(engine, Shape::unpack(), cold).await;
+    let template = template_for(engine, Shape::unpack(), cold).await;
     let step = Step::bytes("Unpacking the image in a guest", false);
     let mut all = None;
     let unpacked = engine
@@ -290,8 +311,10 @@ async fn unpack_image(engine: &Engine, image: &Image, cold: bool) -> Result<(), 
             Report::Notice(notice) => step.note(&notice),
         })
         .await;
+    // One line is enough when what kept the template from being made keeps the image from being unpacked.
     unpacked.map_err(Failure::of_run)?;
     step.finish(all);
+    template.told();
     Ok(())
 }
 
