@@ -48,6 +48,9 @@ pub enum Command {
     Save,
     /// Let a saved guest run on. Unanswered.
     Resume,
+    /// Write down which pages of a restored guest have been touched, for [`RestoreConfig::prefetch`] of the next one. Answered by
+    /// [`Event::Recorded`]. Descriptor 0 is the process's own `/proc/PID/pagemap`, descriptor 1 an empty file.
+    RecordPages,
     /// Tell what the guest has cost so far. Answered by [`Event::Counted`].
     Count,
     /// Connect a stream to a vsock port of the guest and move bytes between it and the one descriptor that comes along:
@@ -134,6 +137,9 @@ pub struct RestoreConfig {
     /// The connections of the saved guest that go on with a new host end. All others are reset; what the saved guest had
     /// sent on one that goes on, and its host end had not taken, comes first.
     pub streams: Vec<RejoinConfig>,
+    /// What [`Command::RecordPages`] wrote: pages to map while the guest begins to run. What cannot be used is ignored, as
+    /// the guest's own accesses map what is missing.
+    pub prefetch: Option<FdIndex>,
 }
 
 /// A connection of a saved guest that goes on.
@@ -211,6 +217,11 @@ pub enum Event {
     SaveFailed {
         /// What failed and why, one line.
         message: String,
+    },
+    /// Answer to [`Command::RecordPages`].
+    Recorded {
+        /// Pages that were found; `None` when they could not be written down, which harms nothing.
+        pages: Option<u64>,
     },
     /// Answer to [`Command::Count`].
     Counted(Counters),

@@ -142,6 +142,8 @@ pub struct RestoredMachineConfig {
     pub disks: Vec<Slot>,
     /// New host ends of saved connections.
     pub streams: Vec<(SavedStream, OwnedFd)>,
+    /// Pages to map ahead.
+    pub prefetch: Option<File>,
 }
 
 /// A block device.
@@ -241,15 +243,19 @@ impl RestoredMachineConfig {
                 .iter()
                 .map(|rejoin| Ok((rejoin.stream, fds.take(rejoin.socket)?)))
                 .collect::<Result<_, ConfigError>>()?,
+            prefetch: config
+                .prefetch
+                .map(|index| fds.take(index).map(File::from))
+                .transpose()?,
         })
     }
 }
 
-/// Takes the two files of a [`brig_protocol::vmm::Command::Save`]: memory and state.
+/// Takes the two files of a [`brig_protocol::vmm::Command::Save`], memory and state, or of a `RecordPages`.
 ///
 /// # Errors
 /// [`ConfigError::Descriptor`].
-pub fn take_save_files(fds: Vec<OwnedFd>) -> Result<(File, File), ConfigError> {
+pub fn take_two_files(fds: Vec<OwnedFd>) -> Result<(File, File), ConfigError> {
     let mut fds = Descriptors(fds.into_iter().map(Some).collect());
     Ok((File::from(fds.take(0)?), File::from(fds.take(1)?)))
 }

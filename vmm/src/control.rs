@@ -151,13 +151,18 @@ impl Session<'_> {
             }
             (Command::Restore(config), None) => self.restore(config, fds),
             (Command::Save, Some(machine)) => {
-                let (memory, state) = config::take_save_files(fds)?;
+                let (memory, state) = config::take_two_files(fds)?;
                 self.send(&match machine.save(&memory, &state) {
                     Ok(memory_bytes) => Event::Saved { memory_bytes },
                     Err(error) => Event::SaveFailed {
                         message: chain(&error),
                     },
                 })
+            }
+            (Command::RecordPages, Some(machine)) => {
+                let (pagemap, file) = config::take_two_files(fds)?;
+                let pages = machine.record_pages(&pagemap, &file).ok();
+                self.send(&Event::Recorded { pages })
             }
             (Command::Count, Some(machine)) => {
                 let counters = machine.count().map_err(ControlError::Count)?;
@@ -171,9 +176,14 @@ impl Session<'_> {
             (Command::Boot(_) | Command::Restore(_), Some(_)) => {
                 Err(ControlError::Unexpected("a second guest"))
             }
-            (Command::Connect { .. } | Command::Save | Command::Resume | Command::Count, None) => {
-                Err(ControlError::Unexpected("no guest yet"))
-            }
+            (
+                Command::Connect { .. }
+                | Command::Save
+                | Command::Resume
+                | Command::RecordPages
+                | Command::Count,
+                None,
+            ) => Err(ControlError::Unexpected("no guest yet")),
         }
     }
 

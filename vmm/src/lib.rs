@@ -12,6 +12,7 @@
 //! | [`devices`] | serial port, reset line, virtio devices |
 //! | [`snapshot`] | the state file of a saved guest |
 //! | [`pause`] | what brings vCPUs and device threads to a halt |
+//! | [`prefetch`] | the pages that a start touches |
 //! | [`event_loop`] | the threads that serve queues and streams |
 //! | [`stop`] | the end of the guest |
 //! | [`jail`] | what the process gives up |
@@ -31,5 +32,6 @@ pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod pause;
+pub mod prefetch;
 pub mod snapshot;
 pub mod stop;

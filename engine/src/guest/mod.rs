@@ -41,6 +41,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+pub(crate) use self::restore::PAGES;
 pub use self::restore::{Saved, SavedGuest};
 use crate::{
     Error, Paths,
@@ -181,6 +182,8 @@ pub struct Guest {
     pub kernel: String,
     /// Until when a restored guest's agent has to say that it is awake; `None` when it has, and after a boot.
     pub(crate) asleep_until: Option<Instant>,
+    /// The page map of a restored guest's VMM, when it shall be recorded.
+    page_map: Option<File>,
     collecting: Vec<JoinHandle<()>>,
 }
 
@@ -221,6 +224,7 @@ impl Guest {
             console,
             kernel: String::new(),
             asleep_until: None,
+            page_map: None,
             collecting: vec![stderr_task, log_task],
         };
         match timeout(BOOT_TIMEOUT, guest.wait_for_hello(timing)).await {
@@ -393,6 +397,7 @@ pub(crate) fn is_idle_talk(event: &Event) -> bool {
             | Event::Probed { .. }
             | Event::Saved { .. }
             | Event::Counted(_)
+            | Event::Recorded { .. }
     )
 }
 

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
     time::Duration,
 };
 
@@ -12,7 +13,7 @@ use brig_protocol::{
     stream::CONTROL_PORT,
     vmm::{Command, Event, FdIndex, KvmKind, RejoinConfig, RestoreConfig, SavedStream},
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Disk, Failure, Guest, Kvm, Origin, describe_disks, is_idle_talk, no_descriptors, stream_pair};
 use crate::{
@@ -33,6 +34,12 @@ const WAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same where KVM interprets the guest's kernel.
 const WAKE_TIMEOUT_EMULATED: Duration = Duration::from_secs(120);
 
+/// How long the VMM may take to look through the guest's page tables.
+const RECORD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The file of a template that says which pages a start touches.
+pub(crate) const PAGES: &str = "pages";
+
 /// The files of a saved guest, open for reading.
 #[derive(Debug)]
 pub struct Saved {
@@ -40,6 +47,8 @@ pub struct Saved {
     pub memory: File,
     /// Everything else.
     pub state: File,
+    /// The pages that a start touches, once a start has told.
+    pub pages: Option<File>,
 }
 
 /// A saved guest that is to go on.
@@ -80,6 +89,13 @@ impl Guest {
         let (ours, theirs) = stream_pair()?;
         let deadline = Instant::now() + wake_timeout(kvm.kind);
         let vmm = host.spawn(stderr)?;
+        // Before the VMM closes itself to its user: later only root may.
+        let page_map = match (&plan.saved.pages, vmm.pid()) {
+            (None, Some(pid)) if plan.origin == Origin::Template => {
+                File::open(format!("/proc/{pid}/pagemap")).ok()
+            }
+            _ => None,
+        };
         {
             let (config, files) = message(&plan, kvm, log.as_fd(), theirs.as_fd());
             vmm.channel.send(&Command::Restore(config), &files).await?;
@@ -94,6 +110,7 @@ impl Guest {
             console,
             kernel: plan.kernel,
             asleep_until: Some(deadline),
+            page_map,
             collecting: vec![stderr_task, log_task],
         };
         let wake = match timeout_at(deadline, guest.restored(timing)).await {
@@ -158,6 +175,31 @@ impl Guest {
         }
     }
 
+    /// Has the VMM write down which pages the guest has touched so far, when nothing is known about that yet. What goes wrong
+    /// here costs later starts a little time and nothing else.
+    pub(crate) async fn record_pages(&mut self, template: &Path) {
+        let Some(page_map) = self.page_map.take() else {
+            return;
+        };
+        let Ok(file) = tempfile::NamedTempFile::new_in(template) else {
+            return;
+        };
+        let files = [page_map.as_fd(), file.as_file().as_fd()];
+        let recorded = async {
+            self.vmm.channel.send(&Command::RecordPages, &files).await.ok()?;
+            loop {
+                match self.vmm.channel.event().await.ok()? {
+                    Event::Recorded { pages } => return pages,
+                    event if is_idle_talk(&event) => {}
+                    _ => return None,
+                }
+            }
+        };
+        if let Ok(Some(_)) = timeout(RECORD_TIMEOUT, recorded).await {
+            let _ = file.persist(template.join(PAGES));
+        }
+    }
+
     /// The agent's next message, or how the guest failed before it. Cancel safe.
     pub(crate) async fn heard(&mut self) -> Result<FromAgent, Failure> {
         loop {
@@ -192,7 +234,7 @@ fn message<'a>(
     console: BorrowedFd<'a>,
     control: BorrowedFd<'a>,
 ) -> (RestoreConfig, Vec<BorrowedFd<'a>>) {
-    let Saved { memory, state } = &plan.saved;
+    let Saved { memory, state, pages } = &plan.saved;
     let mut files = vec![
         kvm.device.as_fd(),
         memory.as_fd(),
@@ -212,6 +254,10 @@ fn message<'a>(
         });
         files.push(socket.as_fd());
     }
+    let prefetch = pages.as_ref().map(|pages| {
+        files.push(pages.as_fd());
+        (files.len() - 1) as FdIndex
+    });
     let config = RestoreConfig {
         kvm: kvm.kind,
         memory: 1,
@@ -219,6 +265,7 @@ fn message<'a>(
         console: 3,
         disks,
         streams,
+        prefetch,
     };
     (config, files)
 }

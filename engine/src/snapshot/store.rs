@@ -176,6 +176,8 @@ impl Snapshots {
                 saved: Saved {
                     memory: whole(MEMORY, record.memory.bytes)?,
                     state: whole(STATE, record.state.bytes)?,
+                    // What a copy touches depends on what it is asked to do.
+                    pages: None,
                 },
                 disk: whole(DISK, record.disk.bytes)?,
                 record,

@@ -107,8 +107,9 @@ impl Start<'_> {
             let cache = Cache::new(self.paths);
             let image = image.try_clone().map_err(Error::Runtime)?;
             match self.restore(kvm, image, template, fresh, timing).await {
-                Ok((guest, streams)) => {
+                Ok((mut guest, streams)) => {
                     cache.worked(&key);
+                    guest.record_pages(&cache.path(&key)).await;
                     let layout = if fresh { Layout::Fresh } else { Layout::Used };
                     return Ok((guest, streams, layout));
                 }

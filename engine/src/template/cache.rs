@@ -27,7 +27,7 @@ use tempfile::TempDir;
 use super::key::{Ingredients, Key};
 use crate::{
     Error, Paths, files,
-    guest::Saved,
+    guest::{PAGES, Saved},
     id::{is_lower_hex, random_bytes},
     sandbox::{lock::Lock, write_record},
 };
@@ -349,7 +349,7 @@ impl Cache {
         })
     }
 
-    fn path(&self, key: &Key) -> PathBuf {
+    pub(crate) fn path(&self, key: &Key) -> PathBuf {
         self.directory.join(key.as_str())
     }
 
@@ -394,6 +394,7 @@ fn open(directory: &OwnedFd, ingredients: &Ingredients) -> Result<Template, Stri
         saved: Saved {
             memory: whole(MEMORY, record.memory_bytes)?,
             state: whole(STATE, record.state_bytes)?,
+            pages: files::open_at(directory, PAGES).ok(),
         },
         disk: whole(DISK, record.disk_bytes)?,
         kernel: record.kernel,

@@ -79,6 +79,7 @@ impl Machine {
             event_loops: devices.event_loops,
             vcpus,
             brakes,
+            prefetch: Vec::new(),
             workarounds,
         })
     }

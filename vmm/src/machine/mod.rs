@@ -13,6 +13,7 @@ mod restore;
 mod save;
 
 use std::{
+    fs::File,
     io,
     sync::{Arc, Mutex},
     thread::{self, JoinHandle},
@@ -35,6 +36,7 @@ use crate::{
     kvm::{KvmError, Vm, stats::VcpuStats, vcpu::Vcpu},
     memory::MemoryError,
     pause::{self, Brakes, Gate},
+    prefetch,
     snapshot::DiskState,
     stop::Stop,
 };
@@ -76,6 +78,8 @@ pub struct Machine {
     event_loops: Vec<(&'static str, EventLoop)>,
     vcpus: Vec<Vcpu>,
     brakes: Brakes,
+    /// What is mapped while it begins to run.
+    prefetch: Vec<prefetch::Range>,
     workarounds: bool,
 }
 
@@ -109,6 +113,9 @@ impl Machine {
         let gate = Arc::new(Gate::default());
         for (name, event_loop) in self.event_loops {
             event_loop.spawn(name, Arc::clone(&gate))?;
+        }
+        if !self.prefetch.is_empty() {
+            prefetch::start(Arc::clone(self.vm.memory()), self.prefetch)?;
         }
         let stats = self.vcpus.iter().filter_map(Vcpu::stats).collect();
         let vcpus = self
@@ -145,6 +152,14 @@ impl RunningMachine {
     /// The socket device.
     pub fn vsock(&self) -> &Mutex<Vsock> {
         &self.vsock
+    }
+
+    /// Writes down which pages of the guest's memory have been touched, see [`prefetch::record`].
+    ///
+    /// # Errors
+    /// Those of reading `pagemap` and writing `file`.
+    pub fn record_pages(&self, pagemap: &File, file: &File) -> io::Result<u64> {
+        prefetch::record(self.vm.memory(), pagemap, file)
     }
 
     /// What the guest and its process have cost so far.

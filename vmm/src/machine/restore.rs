@@ -25,6 +25,7 @@ use crate::{
     },
     memory,
     pause::brakes,
+    prefetch,
     snapshot::{self, DiskState, MachineState, StateError},
     stop::Stop,
 };
@@ -87,6 +88,10 @@ impl Machine {
         let state = snapshot::read(&config.state).map_err(RestoreError::from)?;
         check(&state, &config)?;
         let vm = parts::vm(&config.kvm, memory::restore(config.memory, state.memory_bytes)?)?;
+        let prefetch = config
+            .prefetch
+            .and_then(|file| prefetch::read(&file, state.memory_bytes).ok())
+            .unwrap_or_default();
         let disks = slots(config.disks, &state.disks);
         let devices = Devices::new(&vm, disks, Vec::new())?;
         let serial = SerialPort::restore(&state.serial, parts::serial_interrupt(&vm)?, config.console)
@@ -128,6 +133,7 @@ impl Machine {
                 event_loops: devices.event_loops,
                 vcpus,
                 brakes,
+                prefetch,
                 workarounds: state.emulated,
             },
         })

@@ -139,6 +139,7 @@ impl Restored {
                 console: 3,
                 disks: Vec::new(),
                 streams: Vec::new(),
+                prefetch: None,
             },
             fds: vec![
                 kvm.try_clone()?.into(),
