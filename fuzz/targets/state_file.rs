@@ -1,8 +1,9 @@
-//! The state file of a saved guest: whatever is in it, reading it ends with a state or an error. What it reads as is given
+//! The state file of a saved guest, and the list of its pages: whatever is in them, reading it ends with a state or an error. What it reads as is given
 //! to the parts that take numbers from it.
 #![no_main]
 
 use brig_vmm::{
+    prefetch,
     devices::virtio::vsock::{Vsock, VsockState},
     event_loop::EventLoop,
     snapshot,
@@ -10,6 +11,7 @@ use brig_vmm::{
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|body: &[u8]| {
+    let _ = prefetch::parse(body, 512 << 20);
     if let Ok(state) = snapshot::parse(body) {
         restore(state.vsock);
     }

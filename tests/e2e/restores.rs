@@ -15,12 +15,18 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use brig_tests::{brig::Brig, http, machine::Need, tests};
+use brig_tests::{
+    brig::{Brig, finish},
+    http,
+    machine::{self, Need},
+    tests,
+};
 
 tests! {
     Need::Kvm =>
         two_hundred_restores_share_no_random_number_and_know_the_time,
-        copies_of_a_busy_sandbox_go_on_where_it_was;
+        copies_of_a_busy_sandbox_go_on_where_it_was,
+        hundreds_start_at_once_from_one_template;
 }
 
 const RESTORES: usize = 200;
@@ -102,6 +108,32 @@ fn ask(brig: &Brig) -> String {
     drop(stdin);
     assert!(child.wait().unwrap().success());
     first
+}
+
+/// Starts at once: with a process of three megabytes each for the command, the rig's memory holds fewer.
+fn crowd() -> usize {
+    if machine::is_rig() { 60 } else { 200 }
+}
+
+fn hundreds_start_at_once_from_one_template() {
+    let brig = Brig::new();
+    let running: Vec<_> = (0..crowd())
+        .map(|number| {
+            let script = format!("exit {}", number % 100);
+            let words = ["run", "--rm", "busybox", "sh", "-c", &script];
+            (number, brig.command(&words).spawn().unwrap())
+        })
+        .collect();
+    for (number, child) in running {
+        let output = finish(child);
+        assert_eq!(
+            (output.code, output.stderr.as_str()),
+            (number as i32 % 100, ""),
+            "{output:?}"
+        );
+    }
+    assert_eq!(brig.ok(&["template", "ls", "-q"]).lines().count(), 1);
+    brig.assert_nothing_left();
 }
 
 /// Writes to the disk without end, counts how often, and serves the count.

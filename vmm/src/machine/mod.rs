@@ -114,9 +114,6 @@ impl Machine {
         for (name, event_loop) in self.event_loops {
             event_loop.spawn(name, Arc::clone(&gate))?;
         }
-        if !self.prefetch.is_empty() {
-            prefetch::start(Arc::clone(self.vm.memory()), self.prefetch)?;
-        }
         let stats = self.vcpus.iter().filter_map(Vcpu::stats).collect();
         let vcpus = self
             .vcpus
@@ -128,6 +125,9 @@ impl Machine {
                     .spawn(move || vcpu.run())
             })
             .collect::<Result<_, _>>()?;
+        if !self.prefetch.is_empty() {
+            prefetch::start(Arc::clone(self.vm.memory()), self.prefetch)?;
+        }
         Ok(RunningMachine {
             vm: self.vm,
             bus: self.bus,
