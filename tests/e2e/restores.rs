@@ -37,8 +37,11 @@ const AT_ONCE: usize = 2;
 /// How often each is asked for the time.
 const QUESTIONS: usize = 3;
 
-/// The most that a clock may be wrong.
-const CLOCK_NS: i128 = 10_000_000;
+/// The most nanoseconds that a clock may be wrong. The processors of the rig's machine have time stamp counters that are not
+/// in step, and KVM then moves a guest's counter forward when its vCPU changes processors: docs/templates.md.
+fn clock_ns() -> i128 {
+    if machine::is_rig() { 50_000_000 } else { 10_000_000 }
+}
 
 /// Members of the line that the image identity prints whose values must all differ. A TCP port is one of 28,232 and repeats
 /// by chance.
@@ -95,12 +98,12 @@ fn ask(brig: &Brig) -> String {
         let after = now_ns();
         // It read its clock at some moment between the two.
         assert!(
-            guest >= before - CLOCK_NS,
+            guest >= before - clock_ns(),
             "the clock is {} ns late",
             before - guest
         );
         assert!(
-            guest <= after + CLOCK_NS,
+            guest <= after + clock_ns(),
             "the clock is {} ns early",
             guest - after
         );
@@ -112,7 +115,7 @@ fn ask(brig: &Brig) -> String {
 
 /// Starts at once: with a process of three megabytes each for the command, the rig's memory holds fewer.
 fn crowd() -> usize {
-    if machine::is_rig() { 60 } else { 200 }
+    if machine::is_rig() { 16 } else { 200 }
 }
 
 fn hundreds_start_at_once_from_one_template() {

@@ -222,16 +222,32 @@ fn slots(disks: Vec<Slot>, saved: &[DiskState]) -> Vec<Slot> {
         .collect()
 }
 
-/// The time stamp counter that programs in the guest read, and the time of day, at the same instant.
+/// How often the two clocks are read for a pair, and how close together two readings of the one are close enough.
+const CLOCK_READINGS: usize = 10;
+const CLOCK_APART_NS: u64 = 50_000;
+
+/// The time stamp counter that programs in the guest read, and the time of day, at the same instant: the reading of the
+/// counter that took least, half-way between two of the time.
 fn clock_pair(vcpu: &Vcpu, kind: KvmKind) -> Result<(u64, u64), MachineError> {
-    let now = |clock| {
-        let now = clock_gettime(clock);
+    let now_ns = || {
+        let now = clock_gettime(ClockId::Realtime);
         now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
     };
-    let tsc = match kind {
-        KvmKind::Standard => vcpu.tsc()?,
-        // It does not offset the counter: the guest reads the processor's.
-        KvmKind::Emulated => host_tsc(),
-    };
-    Ok((tsc, now(ClockId::Realtime)))
+    let mut best = (u64::MAX, (0, 0));
+    for _ in 0..CLOCK_READINGS {
+        let before = now_ns();
+        let tsc = match kind {
+            KvmKind::Standard => vcpu.tsc()?,
+            // It does not offset the counter: the guest reads the processor's.
+            KvmKind::Emulated => host_tsc(),
+        };
+        let apart = now_ns().saturating_sub(before);
+        if apart < best.0 {
+            best = (apart, (tsc, before + apart / 2));
+        }
+        if apart <= CLOCK_APART_NS {
+            break;
+        }
+    }
+    Ok(best.1)
 }
