@@ -12,6 +12,7 @@
 //! | [`files`] | what templates and snapshots are on the disk |
 //! | [`unpack`] | images become EROFS files, in a guest |
 //! | [`spec`], [`disk`] | what a guest is given |
+//! | [`turns`] | how many come up at the same time |
 //! | [`log`] | the output of sandboxes |
 //! | [`inspect`] | a sandbox as Docker's API describes a container |
 //! | [`port`], [`resources`], [`signal`], [`name`], [`id`] | values that users write |
@@ -47,6 +48,7 @@ pub mod supervisor;
 pub mod template;
 #[cfg(test)]
 mod test_support;
+pub mod turns;
 pub mod unpack;
 pub mod vmm;
 

@@ -98,6 +98,11 @@ impl Paths {
         self.root.join("templates")
     }
 
+    /// A place among the guests that come up at the same time, see [`crate::turns`].
+    pub fn start_lock(&self, place: usize) -> PathBuf {
+        self.root.join(format!("start-{place}.lock"))
+    }
+
     /// The remembered answer of the KVM probe.
     pub fn kvm_cache(&self) -> PathBuf {
         self.root.join("kvm.json")

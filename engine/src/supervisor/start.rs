@@ -26,6 +26,7 @@ use crate::{
     snapshot::{Layout, Snapshot, Snapshots},
     spec::{FRESH_DISK, USED_DISK, files, sandbox_spec},
     template::{Cache, Found, Ingredients, Key, Shape, Template, dropped_notice},
+    turns,
     vmm::VmmError,
 };
 
@@ -79,6 +80,8 @@ impl Start<'_> {
     pub async fn run(&self, timing: &mut Timing) -> Result<Started, Error> {
         let image = self.host.image(self.config)?;
         let image_bytes = image.metadata().map_err(Error::Runtime)?.len();
+        // Held until the process runs.
+        let _turn = turns::take(self.paths).await;
         let kvm = Kvm::open(self.paths, self.host).await?;
         let fresh = !self.directory.disk().exists();
         let (guest, streams, layout) = match &self.config.snapshot {
