@@ -177,6 +177,8 @@ impl Brakes {
             held.held = true;
             held.round += 1;
         }
+        // Those that stand still from the last time tell their states again.
+        self.shared.released.notify_all();
         self.shared.wanted.store(true, Ordering::Release);
         let deadline = Instant::now() + PAUSE_TIMEOUT;
         let mut states: Vec<Option<VcpuState>> = threads.iter().map(|_| None).collect();
@@ -274,6 +276,7 @@ mod tests {
             })
             .collect();
         for _ in 0..20 {
+            assert_eq!(brakes.apply(&threads).unwrap().len(), 3);
             assert_eq!(brakes.apply(&threads).unwrap().len(), 3);
             brakes.release();
         }
