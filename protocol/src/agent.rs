@@ -6,16 +6,19 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{FileSpec, SandboxSpec};
+use crate::spec::{FileSpec, ProcessSpec, SandboxSpec, WindowSize};
 
 /// Version of these messages. The supervisor refuses an agent that says another.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 4;
 
 /// Most bytes of a frame to the agent (the environment and the engine's files are in it).
 pub const TO_AGENT_BYTES: usize = 2 << 20;
 
 /// Most bytes of a frame from the agent.
 pub const FROM_AGENT_BYTES: usize = 64 << 10;
+
+/// Most processes that the agent starts beside the first and that have not ended.
+pub const PROCESSES_MAX: usize = 1024;
 
 /// Most layers of an image, as many as Docker's overlay2 takes. Their blobs travel in one message
 /// ([`crate::vmm::FDS_MAX`]).
@@ -27,6 +30,22 @@ pub enum ToAgent {
     /// Build the sandbox and start its first process, which becomes process 0. Answered by
     /// [`FromAgent::Started`] or [`FromAgent::StartFailed`], once.
     Start(Box<SandboxSpec>),
+    /// Start another process in the sandbox, whose first one runs. Answered by [`FromAgent::Started`] or
+    /// [`FromAgent::StartFailed`], once, and after the former by [`FromAgent::Exited`]. Its streams may be opened before or
+    /// after.
+    Exec {
+        /// The process: a number that has not been used for another one. Not 0.
+        process: u32,
+        /// What to run. The working directory has to be there.
+        spec: Box<ProcessSpec>,
+    },
+    /// The terminal of a process has another size. Unanswered; a process that is gone or has none is no error.
+    Resize {
+        /// The process; 0 is the first.
+        process: u32,
+        /// The size.
+        size: WindowSize,
+    },
     /// Do now what a later [`ToAgent::Start`] with a spec like this one will need and what does not depend on the image:
     /// mount the writable disk of [`RootSpec::Disks`](crate::spec::RootSpec::Disks), make a process in its namespaces that
     /// waits for the rest of the spec, with the spec's mounts, masked and read-only paths ready. The image's disk is an
@@ -47,6 +66,15 @@ pub enum ToAgent {
     /// Unpack layers into an EROFS image. Answered by any number of [`FromAgent::Unpacking`], then
     /// [`FromAgent::Unpacked`] or [`FromAgent::UnpackFailed`].
     Unpack(UnpackSpec),
+    /// Write the files of a sandbox that does not run here to the stream
+    /// [`StreamHeader::Stdout`](crate::stream::StreamHeader::Stdout) of process 0, which may be opened before or after.
+    /// Answered by [`FromAgent::Packed`] or [`FromAgent::PackFailed`] once the stream is closed.
+    Pack(PackSpec),
+    /// Write everything to the writable disk and let nothing change it until [`ToAgent::Thaw`], so that it can be copied.
+    /// Answered by [`FromAgent::Frozen`]. Who writes meanwhile waits.
+    Freeze,
+    /// The end of [`ToAgent::Freeze`]. Unanswered.
+    Thaw,
     /// Write everything to the disks, then reset the machine. The VMM's end is the answer.
     Shutdown,
 }
@@ -87,7 +115,8 @@ pub enum FromAgent {
         /// One line for the user, such as `exec /bin/x: no such file or directory`.
         message: String,
     },
-    /// A process ended, and every byte that it wrote to its streams has been handed to vsock.
+    /// A process ended, and every byte that it wrote to its streams has been handed to vsock. Those of a process other than the
+    /// first are closed then, although another one that it has left behind may have them still.
     Exited {
         /// The process; 0 is the first.
         process: u32,
@@ -105,6 +134,23 @@ pub enum FromAgent {
         bytes: u64,
         /// Inodes in it.
         inodes: u64,
+        /// Where the time went.
+        costs: UnpackCosts,
+    },
+    /// Answer to [`ToAgent::Pack`]: everything has been written to the stream.
+    Packed {
+        /// Bytes of it.
+        bytes: u64,
+    },
+    /// The files could not be packed; what the stream carried is not whole.
+    PackFailed {
+        /// One line for the user.
+        message: String,
+    },
+    /// Answer to [`ToAgent::Freeze`].
+    Frozen {
+        /// Why the disk cannot be frozen, one line; nothing is frozen then.
+        failure: Option<String>,
     },
     /// The layers could not be unpacked.
     UnpackFailed {
@@ -113,6 +159,30 @@ pub enum FromAgent {
         /// One line for the user.
         message: String,
     },
+}
+
+/// What to pack.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackSpec {
+    /// Position of the disk with the image.
+    pub image: u8,
+    /// Position of the disk with the writable layer.
+    pub disk: u8,
+    /// What is wanted.
+    pub what: Pack,
+    /// Paths that the engine puts over the image's, absolute: they are not the sandbox's.
+    pub hidden: Vec<String>,
+}
+
+/// What of a sandbox's files is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Pack {
+    /// All files as the sandbox saw them, as a tar archive.
+    Files,
+    /// What it changed, as a layer (image-spec, `layer.md`).
+    Layer,
+    /// The paths that it changed: `A` (added), `C` (changed) or `D` (removed), the absolute path, a NUL byte, for each.
+    Changes,
 }
 
 /// What a restored guest has to be told. A time stamp counter that a program can read tells the time to the microsecond,
@@ -192,6 +262,21 @@ pub enum UnpackFailure {
     TooLarge,
     /// A disk failed or the agent ran out of memory.
     Other,
+}
+
+/// Microseconds of an unpack, by what they went to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpackCosts {
+    /// Reading compressed layers from their disk.
+    pub read_us: u64,
+    /// Decompressing them.
+    pub decompress_us: u64,
+    /// Hashing what they decompress to.
+    pub hash_us: u64,
+    /// Writing the image to its disk.
+    pub write_us: u64,
+    /// Everything else: names, attributes, copying.
+    pub rest_us: u64,
 }
 
 /// What to unpack. The blobs are on the first disk ([`crate::vmm::BootConfig::disks`]), one after the other, each

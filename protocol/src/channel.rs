@@ -9,7 +9,7 @@ use std::{
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -43,6 +43,13 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
         SocketFlags::CLOEXEC,
         None,
     )?)
+}
+
+/// Whether a descriptor may be an end of a channel.
+pub fn is_one(fd: impl AsFd) -> bool {
+    let fd = fd.as_fd();
+    sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX)
+        && sockopt::socket_type(fd) == Ok(SocketType::SEQPACKET)
 }
 
 /// Sends `message` with `fds`.
@@ -136,6 +143,14 @@ mod tests {
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "through");
+    }
+
+    #[test]
+    fn other_descriptors_are_no_channels() {
+        let (a, _b) = pair().unwrap();
+        assert!(is_one(&a));
+        assert!(!is_one(File::open("/dev/null").unwrap()));
+        assert!(!is_one(&std::os::unix::net::UnixStream::pair().unwrap().0));
     }
 
     #[test]

@@ -24,8 +24,20 @@ pub struct ProcessSpec {
     /// Resource limits.
     pub rlimits: Vec<Rlimit>,
     /// Whether a [`crate::stream::StreamHeader::Stdin`] connection will come; without it standard input is
-    /// `/dev/null`.
+    /// `/dev/null`, or a terminal on which nobody types.
     pub stdin: bool,
+    /// With a terminal of this size for its three streams. What it writes comes as
+    /// [`crate::stream::StreamHeader::Stdout`] then, and there is no stream for standard error.
+    pub tty: Option<WindowSize>,
+}
+
+/// The size of a terminal in characters; zeros where nobody knows it (`ioctl_tty(2)`, `TIOCSWINSZ`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters of a line.
+    pub columns: u16,
 }
 
 /// The sandbox around its first process.
@@ -39,8 +51,11 @@ pub struct SandboxSpec {
     pub root: RootSpec,
     /// What is mounted over the root filesystem, in this order.
     pub mounts: Vec<MountSpec>,
-    /// Files of the engine's that are bound over the image's: `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`.
+    /// Files of the engine's that are bound over the image's: `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`,
+    /// `/etc/machine-id`.
     pub files: Vec<FileSpec>,
+    /// Absolute paths of directories that are made where the image has nothing: it wants volumes there.
+    pub directories: Vec<String>,
     /// Paths that are hidden: a directory behind an empty read-only tmpfs, a file behind `/dev/null`.
     pub masked_paths: Vec<String>,
     /// Paths that are made read-only.
@@ -67,6 +82,9 @@ pub enum RootSpec {
         /// Its path.
         path: String,
     },
+    /// On the host's kernel, in a user namespace: the image's directory and the one for the writable layer are mounted in
+    /// their places already.
+    Cell,
 }
 
 /// A filesystem to mount inside of the sandbox.
@@ -91,6 +109,19 @@ pub struct FileSpec {
     pub content: Vec<u8>,
     /// Permission bits.
     pub mode: u32,
+    /// For which images.
+    pub images: FileImages,
+}
+
+/// Which images get a [`FileSpec`] over what they have at its path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileImages {
+    /// All; the file is made where it is missing.
+    #[default]
+    All,
+    /// Those that have a regular file there, as an image with links followed inside of it alone. What the writable layer
+    /// has there does not count.
+    WithFile,
 }
 
 /// Limits of a cgroup; zero means none.

@@ -28,8 +28,9 @@ pub const MEMORY_MIB_MAX: u32 = 256 << 10;
 /// Bytes that a guest is told an empty slot for a disk has: 16 TiB, more than any disk that will be put there.
 pub const SLOT_BYTES: u64 = 16 << 40;
 
-/// The descriptor number of the channel in a freshly started brig-vmm.
-pub const CHANNEL_FD: i32 = 3;
+/// The descriptor number of the channel in a freshly started brig-vmm: its standard input, so that it can be started without
+/// a fork.
+pub const CHANNEL_FD: i32 = 0;
 
 /// From the supervisor to brig-vmm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +43,10 @@ pub enum Command {
     /// In place of a boot: go on where a guest was saved. Answered by [`Event::Restored`] or [`Event::Failed`].
     /// `/dev/kvm` is descriptor 0 of the message.
     Restore(RestoreConfig),
+    /// Map the memory that a guest is likely to be restored from, with the pages that a start touches: a [`Command::Restore`]
+    /// with the same files then has this done. Unanswered; what goes wrong is left for the restore. Descriptors 0 and 1 are the
+    /// files of [`RestoreConfig::memory`] and [`RestoreConfig::prefetch`].
+    MapAhead,
     /// Stop the guest between two instructions and save it. Answered by [`Event::Saved`] or [`Event::SaveFailed`]; the guest
     /// stands still from then on. Descriptor 0 is an empty file for the guest's memory, which becomes a sparse file as
     /// long as the memory, descriptor 1 an empty file for everything else.
@@ -263,8 +268,9 @@ pub struct Counters {
 /// Why a guest stopped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StopReason {
-    /// It asked for a reset through the i8042 or by a triple fault: an orderly shutdown and a panic both end so.
+    /// It asked for a reset through the i8042: an orderly shutdown and a panic both end so.
     Reset,
-    /// KVM or the emulation of an instruction failed. One line, registers included.
+    /// KVM or the emulation of an instruction failed, or the guest's kernel could not even take an exception any more (a triple
+    /// fault). One line, registers included.
     VcpuFailed(String),
 }
