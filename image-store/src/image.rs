@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 use brig_protocol::agent::Compression;
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 
-use crate::{digest::Digest, reference::ImageName};
+use crate::{
+    digest::Digest,
+    reference::{ImageName, RepositoryDigest},
+};
 
 /// Hex digits of an id as tables show it.
 const SHORT_DIGITS: usize = 12;
@@ -44,6 +47,10 @@ pub struct Image {
     /// The names that it has now, sorted; none when they were all given to other images.
     #[serde(skip)]
     pub names: Vec<ImageName>,
+    /// What registries call it: a repository and the digest of the manifest, or of the index that leads to it. Sorted;
+    /// none when it was never pulled or pushed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub digests: Vec<RepositoryDigest>,
     /// The digest of its manifest; an archive of the older `docker save` kind has none.
     pub manifest: Option<Digest>,
     /// What it runs.
@@ -58,6 +65,21 @@ pub struct Image {
     pub architecture: String,
     /// Operating system, as Go names it.
     pub os: String,
+}
+
+impl Image {
+    /// Takes note of what else registries call it.
+    pub(crate) fn add_digests(&mut self, digests: Vec<RepositoryDigest>) {
+        self.digests.extend(digests);
+        self.digests.sort_unstable();
+        self.digests.dedup();
+    }
+
+    /// Every blob that the store keeps for it: layers, configuration, manifest.
+    pub fn blobs(&self) -> Vec<Digest> {
+        let layers = self.layers.iter().map(|layer| layer.digest);
+        layers.chain([self.id.0]).chain(self.manifest).collect()
+    }
 }
 
 /// A layer of an image.
@@ -94,6 +116,29 @@ pub struct ImageConfig {
     pub stop_signal: Option<String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// How it is found out whether what it runs is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<Healthcheck>,
+    /// The shell that runs lines of text; empty means `/bin/sh -c`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shell: Vec<String>,
+}
+
+/// An image's `Healthcheck`. Zero means that the image leaves it open.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Healthcheck {
+    /// `NONE`, `CMD` with a program and its arguments, or `CMD-SHELL` with a line.
+    pub test: Vec<String>,
+    /// Nanoseconds between two checks.
+    pub interval_ns: u64,
+    /// Nanoseconds that a check may take.
+    pub timeout_ns: u64,
+    /// Nanoseconds after the start in which a failure does not count.
+    pub start_period_ns: u64,
+    /// Nanoseconds between two checks then.
+    pub start_interval_ns: u64,
+    /// Failures in a row that mean that it is not well.
+    pub retries: u32,
 }
 
 /// A port that an image listens on. Shown as `80/tcp`.
@@ -197,6 +242,36 @@ struct RunDocument {
     stop_signal: Option<String>,
     #[serde(deserialize_with = "null_is_empty")]
     labels: BTreeMap<String, String>,
+    healthcheck: Option<HealthDocument>,
+    #[serde(deserialize_with = "null_is_empty")]
+    shell: Vec<String>,
+}
+
+/// The `Healthcheck` object: nanoseconds, as Go writes a duration. One that is negative counts as none.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct HealthDocument {
+    #[serde(deserialize_with = "null_is_empty")]
+    test: Vec<String>,
+    interval: i64,
+    timeout: i64,
+    start_period: i64,
+    start_interval: i64,
+    retries: i64,
+}
+
+impl From<HealthDocument> for Healthcheck {
+    fn from(said: HealthDocument) -> Self {
+        let positive = |number: i64| u64::try_from(number).unwrap_or(0);
+        Self {
+            test: said.test,
+            interval_ns: positive(said.interval),
+            timeout_ns: positive(said.timeout),
+            start_period_ns: positive(said.start_period),
+            start_interval_ns: positive(said.start_interval),
+            retries: u32::try_from(said.retries).unwrap_or(0),
+        }
+    }
 }
 
 /// Go writes `null` for an empty list, map or pointer.
@@ -231,6 +306,8 @@ impl ConfigDocument {
             volumes: run.volumes.into_iter().map(|(path, _)| path).collect(),
             stop_signal: run.stop_signal.filter(|signal| !signal.is_empty()),
             labels: run.labels,
+            healthcheck: run.healthcheck.map(Healthcheck::from),
+            shell: run.shell,
         })
     }
 }
@@ -251,8 +328,29 @@ mod tests {
         assert_eq!(ports, ["53/udp", "80/tcp", "443/tcp"]);
         assert_eq!(config.volumes, ["/data"]);
         assert_eq!(config.stop_signal, None);
+        assert_eq!(config.healthcheck.unwrap().test, ["NONE"]);
         let bare: ConfigDocument = serde_json::from_str(r#"{"config":null,"rootfs":{}}"#).unwrap();
         assert!(bare.rootfs.diff_ids.is_empty());
+    }
+
+    #[test]
+    fn a_health_check_and_a_shell_are_read() {
+        let json = r#"{"config":{"Shell":["/bin/bash","-c"],"Healthcheck":{"Test":["CMD-SHELL","true"],
+            "Interval":30000000000,"Timeout":-5,"StartPeriod":1,"Retries":4}},"rootfs":{}}"#;
+        let mut document: ConfigDocument = serde_json::from_str(json).unwrap();
+        let config = document.run_config().unwrap();
+        assert_eq!(config.shell, ["/bin/bash", "-c"]);
+        let check = config.healthcheck.unwrap();
+        assert_eq!(check.test, ["CMD-SHELL", "true"]);
+        assert_eq!(
+            (
+                check.interval_ns,
+                check.timeout_ns,
+                check.start_period_ns,
+                check.retries
+            ),
+            (30_000_000_000, 0, 1, 4)
+        );
     }
 
     #[test]

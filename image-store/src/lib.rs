@@ -4,7 +4,10 @@
 //! |---|---|---|---|
 //! | [`store`] | `store` | on the host | loads archives, keeps blobs, records and names, hands out unpack jobs |
 //! | [`archive`] | `store` | on the host | takes a `docker save` tar or an OCI layout apart |
-//! | [`reference`](mod@reference), [`image`] | `store` | on the host | Docker's names; what an image's configuration says |
+//! | [`compose`] | `store` | on the host | new images: configuration and manifest around a layer |
+//! | [`reference`](mod@reference), [`image`], [`manifest`] | `store` | on the host | Docker's names; what an image's documents say |
+//! | `packed` | `store` | on the host | archives that are compressed as a whole |
+//! | [`limits`] | `store` | on the host | how large an image may be |
 //! | [`unpack`] | `unpack` | in a guest | layers in, one EROFS image out |
 //! | [`tar`], [`compression`], [`digest`] | both | | the formats below |
 //!
@@ -13,12 +16,22 @@
 
 pub mod compression;
 pub mod digest;
+#[cfg(any(feature = "store", feature = "unpack"))]
+pub mod removal;
 pub mod tar;
 
 #[cfg(feature = "store")]
 pub mod archive;
 #[cfg(feature = "store")]
+pub mod compose;
+#[cfg(feature = "store")]
 pub mod image;
+#[cfg(feature = "store")]
+pub mod limits;
+#[cfg(feature = "store")]
+pub mod manifest;
+#[cfg(feature = "store")]
+mod packed;
 #[cfg(feature = "store")]
 pub mod reference;
 #[cfg(feature = "store")]
@@ -28,7 +41,12 @@ pub mod unpack;
 
 #[cfg(feature = "store")]
 pub use self::{
-    image::{Image, ImageConfig, ImageId, Layer},
-    reference::{ImageName, Reference, ReferenceError},
-    store::{LoadProgress, Loaded, Store, StoreError, Unpack, UnpackJob},
+    image::{Healthcheck, Image, ImageConfig, ImageId, Layer, Transport},
+    limits::{MaxImageSize, MaxImageSizeError},
+    manifest::Platform,
+    reference::{ImageName, Reference, ReferenceError, Repository, RepositoryDigest},
+    store::{
+        DirectoryJob, Incoming, LoadProgress, Loaded, Prune, Removed, Store, StoreError, Unpack,
+        UnpackDirectory, UnpackJob, User,
+    },
 };

@@ -39,8 +39,14 @@ pub enum ReferenceError {
     #[error("invalid image name: it has more than {NAME_BYTES_MAX} characters before the tag")]
     TooLong,
     /// What follows the `@` is no digest.
-    #[error("invalid image name")]
-    Digest(#[from] DigestError),
+    #[error("invalid image name: {0}")]
+    Digest(DigestError),
+}
+
+impl From<DigestError> for ReferenceError {
+    fn from(error: DigestError) -> Self {
+        Self::Digest(error)
+    }
 }
 
 /// Where an image is kept: a registry's domain and the path there, both always present.
@@ -144,6 +150,42 @@ impl<'de> Deserialize<'de> for ImageName {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// What a registry calls an image: the digest of a manifest or an index in a repository.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RepositoryDigest {
+    /// Where it is kept.
+    pub repository: Repository,
+    /// The digest of the document that a tag leads to.
+    pub digest: Digest,
+}
+
+/// As Docker shows it: `nginx@sha256:…`.
+impl fmt::Display for RepositoryDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.repository, self.digest)
+    }
+}
+
+impl Serialize for RepositoryDigest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}@{}", self.repository.canonical(), self.digest))
+    }
+}
+
+impl<'de> Deserialize<'de> for RepositoryDigest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error;
+        let reference: Reference = String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)?;
+        let repository = reference.repository;
+        match reference.digest {
+            Some(digest) => Ok(Self { repository, digest }),
+            None => Err(D::Error::custom("a digest is missing")),
+        }
     }
 }
 

@@ -4,13 +4,15 @@
 
 mod common;
 
+use std::{os::unix::fs::MetadataExt, path::Path};
+
 use brig_image_store::{
     digest::Digest,
     tar::TarError,
     unpack::{LayerError, UnpackError},
 };
 use brig_protocol::agent::{Compression, UnpackFailure};
-use common::{Header, Tar, disk, disk_of, gzip, seal, zstd};
+use common::{Header, Tar, disk, disk_of, gzip, mount, mount_disk, seal, zstd};
 use proptest::prelude::*;
 
 /// What is wrong with the only layer of an image.
@@ -397,6 +399,286 @@ fn an_archive_may_end_anywhere() {
         let end = disk(&[whole[..length].to_vec()]).unpack();
         assert!(end.is_ok() || end.unwrap_err().failure() == UnpackFailure::BadLayer);
     }
+}
+
+#[test]
+fn absolute_names_and_links_out_of_the_image_lead_into_it() {
+    let below = Tar::new().symlink("old", "/").directory("etc").finish();
+    let tar = Tar::new()
+        .file("/etc/absolute", b"1")
+        .symlink("root", "/")
+        .file("root/etc/by-root", b"2")
+        .symlink("up", "../../../../..")
+        .file("up/etc/by-up", b"3")
+        .symlink("own", "/proc/self/root")
+        .file("own/etc/by-proc", b"4")
+        .file("old/etc/by-old", b"5")
+        .hard_link("hard", "root/etc/absolute")
+        .hard_link("root/etc/linked", "up/etc/by-up")
+        .finish();
+    let Some(mounted) = mount(&[below, tar]) else {
+        return;
+    };
+    let read = |path: &str| std::fs::read(mounted.root().join(path)).unwrap();
+    assert_eq!(read("etc/absolute"), b"1");
+    assert_eq!(read("etc/by-root"), b"2");
+    assert_eq!(read("etc/by-up"), b"3");
+    // What a link names that is not there is made inside of the image.
+    assert_eq!(read("proc/self/root/etc/by-proc"), b"4");
+    // A lower layer's link is no way at all.
+    assert_eq!(read("old/etc/by-old"), b"5");
+    assert!(!mounted.root().join("old").is_symlink());
+    assert_eq!((read("hard"), read("etc/linked")), (b"1".to_vec(), b"3".to_vec()));
+    for name in ["absolute", "by-root", "by-up", "by-proc", "by-old", "linked"] {
+        assert!(
+            !Path::new("/etc").join(name).exists(),
+            "/etc/{name} of this machine"
+        );
+    }
+}
+
+#[test]
+fn whiteouts_hide_only_what_is_in_the_image() {
+    for path in ["../.wh.etc", "d/../../.wh.x", ".wh.../x"] {
+        let error = layer_error(Tar::new().directory("d").file(path, b"").finish());
+        assert!(matches!(error, LayerError::Path(_)), "{path}: {error:?}");
+    }
+    let below = Tar::new().file("etc/a", b"").file("kept", b"").finish();
+    // Through a link, to where there is nothing, and of a name with a slash in it, which is two names.
+    let above = Tar::new()
+        .symlink("l", "/../..")
+        .file("l/.wh.etc", b"")
+        .file("l/.wh..wh..opq/x", b"")
+        .file("no/such/.wh.directory", b"")
+        .file(".wh.nothing", b"")
+        .finish();
+    assert!(matches!(
+        disk(&[below.clone(), above]).unpack().unwrap_err(),
+        UnpackError::Layer {
+            number: 2,
+            source: LayerError::Path(_),
+            ..
+        }
+    ));
+    let above = Tar::new()
+        .symlink("l", "/../..")
+        .file("l/.wh.etc", b"")
+        .file("no/such/.wh.directory", b"")
+        .file(".wh.nothing", b"")
+        .finish();
+    let Some(mounted) = mount(&[below, above]) else {
+        return;
+    };
+    assert!(!mounted.root().join("etc").exists() && mounted.root().join("kept").exists());
+    assert!(Path::new("/etc/passwd").exists());
+}
+
+#[test]
+fn devices_and_setuid_files_are_only_what_the_image_says_of_them() {
+    let tar = Tar::new()
+        .add(&Header {
+            device: (8, 0),
+            mode: 0o666,
+            ..Header::new("sda", b'4')
+        })
+        .add(&Header {
+            mode: 0o6755,
+            data: b"#!/bin/sh\n",
+            ..Header::new("su", b'0')
+        })
+        .finish();
+    let image = disk(&[tar]);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("image");
+    image.unpack_to(&path).unwrap();
+    // On the host there is one plain file.
+    let found = std::fs::metadata(&path).unwrap();
+    assert!(
+        found.is_file() && found.mode() & 0o6111 == 0,
+        "{:o}",
+        found.mode()
+    );
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    let Some(mounted) = mount_disk(&image) else { return };
+    let mode = |name: &str| std::fs::metadata(mounted.root().join(name)).unwrap().mode();
+    assert_eq!(
+        (mode("su") & 0o7777, mode("sda") & 0o170_777),
+        (0o6755, 0o060_666)
+    );
+}
+
+#[test]
+fn the_last_of_entries_with_one_name_counts() {
+    let mut tar = Tar::new();
+    for n in 0..100u32 {
+        tar = match n % 4 {
+            0 => tar.file("x", &[n as u8; 9000]),
+            1 => tar.directory("x").file("x/below", b""),
+            2 => tar.symlink("x", "elsewhere"),
+            _ => tar.file("y", b"").hard_link("x", "y").file("y", &n.to_le_bytes()),
+        };
+    }
+    let mut image = disk(&[tar.file("x", b"last").finish()]);
+    // What was replaced does not count.
+    image.spec.max_inodes = 5;
+    assert_eq!(image.unpack().unwrap().inodes, 3);
+    let Some(mounted) = mount_disk(&image) else { return };
+    assert_eq!(std::fs::read(mounted.root().join("x")).unwrap(), b"last");
+}
+
+#[test]
+fn a_path_of_4096_bytes_is_taken_and_a_longer_one_refused() {
+    let part = "p".repeat(255);
+    let path = [part.as_str(); 16].join("/");
+    assert_eq!(path.len(), 4095);
+    let Some(mounted) = mount(&[Tar::new().file(&path, b"deep").finish()]) else {
+        return;
+    };
+    // No system call takes a path as long with the directory of this test before it.
+    let mut here = mounted.root();
+    for _ in 0..8 {
+        here.push(&part);
+    }
+    assert!(here.is_dir());
+    drop(mounted);
+    assert!(
+        disk(&[Tar::new().file(&format!("/{path}"), b"").finish()])
+            .unpack()
+            .is_ok()
+    );
+    for longer in [format!("//{path}"), format!("{path}/x")] {
+        let error = tar_error(Tar::new().file(&longer, b"").finish());
+        assert!(matches!(error, TarError::TooLong("path")), "{error:?}");
+        let link = Tar::new().file("f", b"").hard_link("l", &longer);
+        assert!(matches!(tar_error(link.finish()), TarError::TooLong("path")));
+    }
+}
+
+#[test]
+fn pax_records_say_nothing_that_a_header_might_not() {
+    for path in [&b"../x"[..], b"a/../../x", b"/../x"] {
+        assert!(matches!(
+            layer_error(with_pax(&[("path", path)])),
+            LayerError::Path(_)
+        ));
+    }
+    for size in ["18446744073709551615", "9223372036854775808"] {
+        let error = disk(&[with_pax(&[("size", size.as_bytes())])])
+            .unpack()
+            .unwrap_err();
+        assert!(matches!(error, UnpackError::NoSpace(_)), "{size}: {error:?}");
+    }
+    for (key, value) in [
+        ("size", "-1"),
+        ("size", "1e3"),
+        ("uid", "4294967296"),
+        ("gid", "-1"),
+        ("mtime", "soon"),
+    ] {
+        let error = tar_error(with_pax(&[(key, value.as_bytes())]));
+        assert!(matches!(error, TarError::Number(_)), "{key}={value}: {error:?}");
+    }
+    // A size that is smaller than the header's makes data into headers.
+    let tar = Tar::new().add(&Header {
+        pax: vec![("size".into(), b"0".to_vec())],
+        data: &[b'x'; 512],
+        ..Header::new("f", b'0')
+    });
+    assert!(matches!(tar_error(tar.finish()), TarError::Checksum));
+    // Attributes of many entries are counted together.
+    let mut tar = Tar::new();
+    for n in 0..80 {
+        let mut value = vec![b'v'; 1 << 20 >> 5];
+        value[..4].copy_from_slice(&(n as u32).to_le_bytes());
+        let pax = (0..20).map(|a| (format!("SCHILY.xattr.user.{a}"), value.clone()));
+        tar = tar.add(&Header {
+            pax: pax.collect(),
+            ..Header::new(&format!("f{n}"), b'0')
+        });
+    }
+    let error = disk(&[tar.finish()]).unpack().unwrap_err();
+    assert_eq!(error.failure(), UnpackFailure::BadLayer, "{error:?}");
+}
+
+#[test]
+fn a_sparse_file_is_a_hole_and_counts_whole() {
+    let size = 3u64 << 30;
+    let tar = with_pax(&[
+        ("GNU.sparse.major", b"0"),
+        ("GNU.sparse.minor", b"1"),
+        ("GNU.sparse.size", size.to_string().as_bytes()),
+        ("GNU.sparse.map", format!("{size},0").as_bytes()),
+    ]);
+    let mut image = disk(std::slice::from_ref(&tar));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("image");
+    assert!(image.unpack_to(&path).unwrap().bytes > size);
+    assert!(std::fs::metadata(&path).unwrap().blocks() * 512 < 1 << 20);
+    image.spec.max_bytes = size;
+    assert!(matches!(image.unpack(), Err(UnpackError::NoSpace(_))));
+    // Many of them are refused where the sum is too much, each being small in the archive.
+    let many: Vec<u8> = (0..1000).flat_map(|_| tar[..tar.len() - 1024].to_vec()).collect();
+    let mut image = disk(&[many]);
+    image.spec.max_bytes = 64 << 30;
+    assert!(matches!(image.unpack(), Err(UnpackError::NoSpace(_))));
+}
+
+#[test]
+fn a_bomb_of_zeros_is_stopped_at_its_header_and_takes_no_space_below_the_limit() {
+    let zeros = vec![0; 96 << 20];
+    let tar = Tar::new().file("f", &zeros).finish();
+    for (compression, packed) in [(Compression::Gzip, gzip(&tar)), (Compression::Zstd, zstd(&tar))] {
+        assert!(packed.len() < 1 << 20);
+        let mut image = disk_of(&[(compression, packed, Digest::of(&tar))]);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        image.unpack_to(&path).unwrap();
+        assert!(std::fs::metadata(&path).unwrap().blocks() * 512 < 4 << 20);
+        image.spec.max_bytes = 64 << 20;
+        assert_eq!(image.unpack().unwrap_err().failure(), UnpackFailure::NoSpace);
+    }
+}
+
+#[test]
+fn layers_without_entries_are_an_empty_root() {
+    let nothing: Vec<Vec<u8>> = vec![Vec::new(), vec![0; 512], vec![0; 1024], vec![0; 10_240]];
+    assert_eq!(disk(&[]).unpack().unwrap().inodes, 1);
+    for tar in nothing {
+        let digest = Digest::of(&tar);
+        for (compression, packed) in [
+            (Compression::None, tar.clone()),
+            (Compression::Gzip, gzip(&tar)),
+            (Compression::Zstd, zstd(&tar)),
+        ] {
+            let layer = (compression, packed, digest);
+            let image = disk_of(&[layer.clone(), layer]);
+            assert_eq!(image.unpack().unwrap().inodes, 1, "{compression:?} {}", tar.len());
+        }
+    }
+}
+
+#[test]
+fn a_window_that_would_fill_the_memory_is_refused_and_said_so() {
+    // Frame headers that announce windows of 2 GiB and of 16 MiB, and a frame of one segment of 1 TiB.
+    for head in [
+        &[0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 1, 0, 0][..],
+        &[0x28, 0xb5, 0x2f, 0xfd, 0x00, 14 << 3, 1, 0, 0],
+        &[0x28, 0xb5, 0x2f, 0xfd, 0xe0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0],
+    ] {
+        let image = disk_of(&[(Compression::Zstd, head.to_vec(), Digest::of(b""))]);
+        let error = image.unpack().unwrap_err();
+        assert_eq!(error.failure(), UnpackFailure::BadLayer, "{error:?}");
+        let UnpackError::Layer { source, .. } = error else {
+            panic!("{error:?}")
+        };
+        assert!(source.to_string().contains("window"), "{source}");
+    }
+    // A skippable frame that promises 4 GiB.
+    let head = vec![0x50, 0x2a, 0x4d, 0x18, 0xff, 0xff, 0xff, 0xff, 1, 2, 3];
+    let error = disk_of(&[(Compression::Zstd, head, Digest::of(b""))])
+        .unpack()
+        .unwrap_err();
+    assert_eq!(error.failure(), UnpackFailure::BadLayer, "{error:?}");
 }
 
 proptest! {

@@ -6,7 +6,9 @@ mod common;
 
 use std::{fs, path::Path};
 
-use brig_image_store::{Loaded, StoreError, archive::ArchiveError, digest::Digest, tar::TarError};
+use brig_image_store::{
+    Loaded, MaxImageSize, StoreError, archive::ArchiveError, digest::Digest, tar::TarError,
+};
 use common::{
     Tar,
     archives::{GZIP_LAYER_TYPE, Layout, archive_error, config, docker_archive, home, layer},
@@ -67,10 +69,55 @@ fn compressed_archives_are_taken_as_they_are() {
     for packed in [gzip(&archive), zstd(&archive)] {
         assert_eq!(home().load(&packed).unwrap(), home().load(&archive).unwrap());
     }
-    assert!(matches!(
-        archive_error(home().load(b"\xfd7zXZ\0....")),
-        ArchiveError::Compression { program: "xz" }
-    ));
+    // What only looks like one of xz or bzip2 is damaged.
+    for packed in [&b"\xfd7zXZ\0...."[..], b"BZh9...."] {
+        let home = home();
+        archive_error(home.load(packed));
+        assert!(home.files().is_empty());
+    }
+}
+
+#[test]
+fn an_archive_of_more_bytes_than_allowed_is_refused_while_it_comes() {
+    let archive = docker_archive(&["a"], &[vec![7; 3 << 20]]).finish();
+    let limit = |text: &str| text.parse::<MaxImageSize>().unwrap();
+    for packed in [archive.clone(), gzip(&archive), zstd(&archive)] {
+        let home = home();
+        let mut seen = 0;
+        let store = home.store.limited(limit("2m"));
+        let error = store.load(&mut &packed[..], &mut |progress| seen = progress.bytes);
+        let line = error.unwrap_err().to_string();
+        assert_eq!(
+            line,
+            "the files of the archive have more than 2 MiB: --max-image-size allows more"
+        );
+        assert!(seen <= 2 << 20, "{seen}");
+        assert!(home.files().is_empty());
+        let store = home.store.limited(limit("4m"));
+        store.load(&mut &packed[..], &mut |_| {}).unwrap();
+    }
+    let layout = Layout::new().image(Some("web:2"), &[noise(3 << 20)], "amd64", GZIP_LAYER_TYPE);
+    let directory = tempfile::tempdir().unwrap();
+    layout.write_to(directory.path());
+    let home = home();
+    let error = home
+        .store
+        .limited(limit("2m"))
+        .load_path(directory.path(), &mut |_| {});
+    assert!(matches!(error, Err(StoreError::TooLarge { .. })));
+    assert!(home.files().is_empty());
+}
+
+/// Bytes that no compression makes fewer.
+fn noise(count: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    std::iter::repeat_with(next).take(count).collect()
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use brig_image_store::{Image, Store, StoreError, Unpack, unpack::unpack};
+use brig_image_store::{Image, MaxImageSize, Store, StoreError, Unpack, unpack::unpack};
 use common::{
     Tar,
     archives::{docker_archive, home, layer},
@@ -99,7 +99,7 @@ fn a_prefix_that_fits_several_images_is_an_error() {
 
 /// Does what the agent does.
 fn finish_unpack(store: &Store, image: &Image) -> Option<u64> {
-    let Unpack::Job(job) = store.begin_unpack(image).unwrap() else {
+    let Unpack::Job(job) = store.begin_unpack(image, MaxImageSize::DEFAULT).unwrap() else {
         return None;
     };
     let mut disk = tempfile::tempfile().unwrap();
@@ -145,7 +145,7 @@ fn a_dropped_job_leaves_nothing_and_lets_the_next_one_in() {
         .image;
     let before = home.files();
     for _ in 0..2 {
-        let Unpack::Job(job) = home.store.begin_unpack(&image).unwrap() else {
+        let Unpack::Job(job) = home.store.begin_unpack(&image, MaxImageSize::DEFAULT).unwrap() else {
             panic!()
         };
         assert!(home.files().len() > before.len());
@@ -153,7 +153,7 @@ fn a_dropped_job_leaves_nothing_and_lets_the_next_one_in() {
         assert_eq!(home.files(), before);
     }
     for bytes in [0, 1, 4097, u64::MAX, u64::MAX - 4095] {
-        let Unpack::Job(job) = home.store.begin_unpack(&image).unwrap() else {
+        let Unpack::Job(job) = home.store.begin_unpack(&image, MaxImageSize::DEFAULT).unwrap() else {
             panic!()
         };
         assert!(matches!(job.commit(bytes), Err(StoreError::ImpossibleLength(_))));
@@ -174,7 +174,7 @@ fn a_missing_or_shortened_blob_is_named() {
         .path()
         .join("blobs/sha256")
         .join(image.layers[0].digest.hex());
-    let Unpack::Job(job) = home.store.begin_unpack(&image).unwrap() else {
+    let Unpack::Job(job) = home.store.begin_unpack(&image, MaxImageSize::DEFAULT).unwrap() else {
         panic!()
     };
     fs::File::options()
@@ -236,7 +236,7 @@ fn what_a_dead_process_left_is_swept_and_what_a_living_one_has_is_not() {
         .unwrap()
         .remove(0)
         .image;
-    let Unpack::Job(job) = home.store.begin_unpack(&image).unwrap() else {
+    let Unpack::Job(job) = home.store.begin_unpack(&image, MaxImageSize::DEFAULT).unwrap() else {
         panic!()
     };
     let stale = home.directory.path().join("tmp/stale");

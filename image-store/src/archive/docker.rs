@@ -2,14 +2,13 @@
 
 use serde::Deserialize;
 
-use super::{
-    ArchiveError, CONFIG_BYTES_MAX, Found, LAYERS_MAX, Source, assemble, parse, require, require_document,
-};
+use super::{ArchiveError, CONFIG_BYTES_MAX, LAYERS_MAX, Source, assemble, parse, require, require_document};
 use crate::{
     digest::Digest,
     image::{ImageId, null_is_empty},
+    manifest::Platform,
     reference::ImageName,
-    store::StoreError,
+    store::{Found, StoreError},
 };
 
 /// The document's path in an archive.
@@ -65,7 +64,7 @@ fn image(source: &mut dyn Source, item: &Item) -> Result<Found, StoreError> {
         let expected = path.starts_with("blobs/").then(|| digest_in_path(path)).flatten();
         layers.push(require(source, path, expected)?);
     }
-    let mut found = assemble(&json, config, None, layers)?;
+    let mut found = assemble(&json, config, None, layers, &Platform::host())?;
     found.names = item_names(item)?;
     Ok(found)
 }

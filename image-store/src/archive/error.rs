@@ -16,12 +16,6 @@ pub enum ArchiveError {
         "not an image: expected what `docker save` or `skopeo copy … oci-archive:FILE` writes, or an OCI layout directory"
     )]
     NotAnImage,
-    /// A compression that brig does not read.
-    #[error("the archive is compressed with {program}: unpack it with `{program} -d` first")]
-    Compression {
-        /// The program that made it.
-        program: &'static str,
-    },
     /// A blob's bytes are not those that its digest promises.
     #[error("blob {expected} is damaged, its bytes have the digest {found}: copy or save the archive again")]
     Digest {

@@ -6,8 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{ArchiveError, Blob, Source, spool::Keeper};
-use crate::{digest::Digest, store::StoreError};
+use super::{ArchiveError, Source, spool::Keeper};
+use crate::{
+    digest::Digest,
+    store::{Blob, StoreError},
+};
 
 /// The directory, and where its blobs are copied to.
 pub(crate) struct Layout<'a> {
@@ -25,7 +28,7 @@ impl<'a> Layout<'a> {
     fn open(&self, path: &str) -> Result<Option<(PathBuf, File)>, StoreError> {
         let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
         if !path.split('/').all(plain) {
-            return Err(ArchiveError::Missing(path.to_string()).into());
+            return Err(ArchiveError::Missing(super::shown(path)).into());
         }
         let path = self.directory.join(path);
         match File::open(&path) {

@@ -7,7 +7,7 @@
 mod docker;
 mod error;
 mod layout;
-mod oci;
+pub(crate) mod oci;
 mod spool;
 
 use brig_protocol::agent::LAYERS_MAX;
@@ -16,14 +16,14 @@ use serde::de::DeserializeOwned;
 pub use self::error::ArchiveError;
 pub(crate) use self::{
     layout::Layout,
-    spool::{Keeper, Spool},
+    spool::{Keeper, Spooled},
 };
 use crate::{
-    compression::{self, MAGIC_BYTES},
+    compression,
     digest::Digest,
     image::{ConfigDocument, Image, ImageId, Layer},
-    reference::ImageName,
-    store::StoreError,
+    manifest::Platform,
+    store::{Blob, Found, StoreError},
 };
 
 /// Most bytes of an image's configuration.
@@ -44,27 +44,6 @@ pub(crate) trait Source {
     fn blob(&mut self, path: &str, expected: Option<Digest>) -> Result<Option<Blob>, StoreError>;
 }
 
-/// A file of an archive that has been read once, to its end.
-#[derive(Clone, Debug)]
-pub(crate) struct Blob {
-    pub digest: Digest,
-    /// Bytes.
-    pub size: u64,
-    /// Its first bytes.
-    pub head: [u8; MAGIC_BYTES],
-    /// Where it lies; `None` when the store has it already.
-    pub file: Option<std::path::PathBuf>,
-}
-
-/// An image of an archive, not in the store yet.
-pub(crate) struct Found {
-    pub image: Image,
-    /// The names that the archive gives it.
-    pub names: Vec<ImageName>,
-    /// What the store has to keep for it: layers, configuration and manifest.
-    pub blobs: Vec<Blob>,
-}
-
 /// The images of an archive, each once.
 pub(crate) fn images(source: &mut dyn Source) -> Result<Vec<Found>, StoreError> {
     let docker = source.document(docker::MANIFEST, MANIFEST_BYTES_MAX)?;
@@ -83,24 +62,15 @@ pub(crate) fn images(source: &mut dyn Source) -> Result<Vec<Found>, StoreError> 
 }
 
 /// Puts an image together from its configuration and its layers, lowest first.
-fn assemble(
+pub(crate) fn assemble(
     config_json: &[u8],
     config: Blob,
     manifest: Option<Blob>,
     layers: Vec<Blob>,
+    platform: &Platform,
 ) -> Result<Found, ArchiveError> {
-    let mut document: ConfigDocument = parse("the image's configuration", config_json)?;
-    check_platform(&document.os, &document.architecture)?;
+    let mut document = read_config(config_json, layers.len(), platform)?;
     let diff_ids = &document.rootfs.diff_ids;
-    if layers.len() > LAYERS_MAX {
-        return Err(ArchiveError::TooManyLayers(layers.len()));
-    }
-    if diff_ids.len() != layers.len() {
-        return Err(ArchiveError::LayerCount {
-            manifest: layers.len(),
-            config: diff_ids.len(),
-        });
-    }
     let layer = |(blob, &diff_id): (&Blob, &Digest)| Layer {
         digest: blob.digest,
         size: blob.size,
@@ -110,6 +80,7 @@ fn assemble(
     let image = Image {
         id: ImageId(config.digest),
         names: Vec::new(),
+        digests: Vec::new(),
         manifest: manifest.as_ref().map(|blob| blob.digest),
         layers: layers.iter().zip(diff_ids).map(layer).collect(),
         created: document.created.take(),
@@ -128,11 +99,46 @@ fn assemble(
     })
 }
 
-fn check_platform(os: &str, architecture: &str) -> Result<(), ArchiveError> {
-    if (os, architecture) == PLATFORM {
+/// Checks the configuration of an image of so many `layers`, which has to be for `platform`.
+///
+/// # Errors
+/// When it is malformed, for another platform, or says another number of layers.
+pub fn check_config(json: &[u8], layers: usize, platform: &Platform) -> Result<(), ArchiveError> {
+    read_config(json, layers, platform)?.run_config()?;
+    Ok(())
+}
+
+fn read_config(json: &[u8], layers: usize, platform: &Platform) -> Result<ConfigDocument, ArchiveError> {
+    let document: ConfigDocument = parse("the image's configuration", json)?;
+    check_platform(&document, platform)?;
+    if layers > LAYERS_MAX {
+        return Err(ArchiveError::TooManyLayers(layers));
+    }
+    match document.rootfs.diff_ids.len() {
+        config if config == layers => Ok(document),
+        config => Err(ArchiveError::LayerCount {
+            manifest: layers,
+            config,
+        }),
+    }
+}
+
+/// A configuration seldom names a variant, and never where that decides: an index's descriptor does.
+fn check_platform(document: &ConfigDocument, wanted: &Platform) -> Result<(), ArchiveError> {
+    if (&document.os, &document.architecture) == (&wanted.os, &wanted.architecture) {
         return Ok(());
     }
-    Err(ArchiveError::Platform(format!("{os}/{architecture}")))
+    let found = Platform {
+        os: document.os.clone(),
+        architecture: document.architecture.clone(),
+        variant: String::new(),
+    };
+    Err(ArchiveError::Platform(shown(&found.to_string())))
+}
+
+/// What of an archive's own words is repeated in a message.
+fn shown(text: &str) -> String {
+    text.chars().take(100).collect()
 }
 
 fn parse<T: DeserializeOwned>(what: &'static str, json: &[u8]) -> Result<T, ArchiveError> {
@@ -146,7 +152,7 @@ fn blob_path(digest: &Digest) -> String {
 
 /// A blob that must be there.
 fn require(source: &mut dyn Source, path: &str, expected: Option<Digest>) -> Result<Blob, StoreError> {
-    let missing = || ArchiveError::Missing(path.to_string());
+    let missing = || ArchiveError::Missing(shown(path));
     Ok(source.blob(path, expected)?.ok_or_else(missing)?)
 }
 
@@ -158,7 +164,7 @@ fn require_document(
     limit: u64,
 ) -> Result<(Vec<u8>, Blob), StoreError> {
     let blob = require(source, path, expected)?;
-    let missing = || ArchiveError::Missing(path.to_string());
+    let missing = || ArchiveError::Missing(shown(path));
     let json = source.document(path, limit)?.ok_or_else(missing)?;
     if Digest::of(&json) != blob.digest {
         return Err(ArchiveError::Digest {

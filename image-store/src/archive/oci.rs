@@ -1,15 +1,14 @@
-//! The `index.json` of an OCI image layout, and the indexes and manifests that it leads to (image-spec,
-//! `image-index.md` and `manifest.md`; Docker's own media types for the same documents are taken as well).
-
-use std::collections::BTreeMap;
-
-use serde::Deserialize;
+//! The `index.json` of an OCI image layout, and the indexes and manifests that it leads to.
 
 use super::{
-    ArchiveError, CONFIG_BYTES_MAX, Found, LAYERS_MAX, MANIFEST_BYTES_MAX, PLATFORM, Source, assemble,
-    blob_path, docker, parse, require, require_document,
+    ArchiveError, CONFIG_BYTES_MAX, MANIFEST_BYTES_MAX, Source, assemble, blob_path, docker, parse, require,
+    require_document,
 };
-use crate::{digest::Digest, image::null_is_empty, reference::ImageName, store::StoreError};
+use crate::{
+    manifest::{Descriptor, Index, Manifest, Platform},
+    reference::ImageName,
+    store::{Blob, Found, StoreError},
+};
 
 /// The document's path in a layout.
 pub const INDEX: &str = "index.json";
@@ -17,63 +16,10 @@ pub const INDEX: &str = "index.json";
 /// Most documents that are read to find the images of a layout.
 const DOCUMENTS_MAX: usize = 256;
 
-const INDEX_TYPES: [&str; 2] = [
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-];
-const MANIFEST_TYPES: [&str; 2] = [
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-];
-const LAYER_TYPES: [&str; 6] = [
-    "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.oci.image.layer.v1.tar+gzip",
-    "application/vnd.oci.image.layer.v1.tar+zstd",
-    "application/vnd.docker.image.rootfs.diff.tar",
-    "application/vnd.docker.image.rootfs.diff.tar.gzip",
-    "application/vnd.docker.image.rootfs.diff.tar.zstd",
-];
-
 /// The full name, as containerd and Docker write it.
 const NAME_ANNOTATION: &str = "io.containerd.image.name";
 /// A tag in the specification, a full name with some programs.
 const REF_ANNOTATION: &str = "org.opencontainers.image.ref.name";
-/// What a descriptor of build provenance has; that is no image.
-const ATTESTATION_ANNOTATION: &str = "vnd.docker.reference.type";
-
-#[derive(Deserialize)]
-struct Index {
-    #[serde(default, deserialize_with = "null_is_empty")]
-    manifests: Vec<Descriptor>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Manifest {
-    config: Descriptor,
-    #[serde(default, deserialize_with = "null_is_empty")]
-    layers: Vec<Descriptor>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Descriptor {
-    #[serde(default, deserialize_with = "null_is_empty")]
-    media_type: String,
-    digest: Digest,
-    size: u64,
-    platform: Option<Platform>,
-    #[serde(default, deserialize_with = "null_is_empty")]
-    annotations: BTreeMap<String, String>,
-}
-
-#[derive(Deserialize)]
-struct Platform {
-    #[serde(default, deserialize_with = "null_is_empty")]
-    os: String,
-    #[serde(default, deserialize_with = "null_is_empty")]
-    architecture: String,
-}
 
 /// The images of a layout: for each entry of its index the one for this platform. `docker_manifest` is the
 /// `manifest.json` beside it, which knows names as well.
@@ -83,11 +29,7 @@ pub fn images(
     docker_manifest: Option<&[u8]>,
 ) -> Result<Vec<Found>, StoreError> {
     let index: Index = parse("index.json", index)?;
-    let mut walk = Walk {
-        source,
-        documents: 0,
-        other_platform: None,
-    };
+    let mut walk = Walk::new(source, Platform::host());
     let mut found: Vec<Found> = Vec::new();
     for descriptor in &index.manifests {
         let Some(mut image) = walk.image(descriptor, true)? else {
@@ -114,6 +56,15 @@ pub fn images(
     Ok(found)
 }
 
+/// The image of the manifest that `descriptor` leads to, which has to be for `platform`.
+pub fn image(
+    source: &mut dyn Source,
+    descriptor: &Descriptor,
+    platform: Platform,
+) -> Result<Found, StoreError> {
+    Walk::new(source, platform).manifest(descriptor)
+}
+
 /// The name that an entry of the index gives its image.
 fn name(descriptor: &Descriptor) -> Result<Option<ImageName>, ArchiveError> {
     if let Some(name) = descriptor.annotations.get(NAME_ANNOTATION) {
@@ -130,19 +81,29 @@ fn name(descriptor: &Descriptor) -> Result<Option<ImageName>, ArchiveError> {
 /// The way from an index to an image.
 struct Walk<'a> {
     source: &'a mut dyn Source,
+    /// What images are looked for.
+    platform: Platform,
     documents: usize,
     /// A platform that was passed over.
     other_platform: Option<String>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(source: &'a mut dyn Source, platform: Platform) -> Self {
+        Self {
+            source,
+            platform,
+            documents: 0,
+            other_platform: None,
+        }
+    }
+
     /// The image that a descriptor leads to, if it is one for this platform. An index may stand in an index, no deeper.
     fn image(&mut self, descriptor: &Descriptor, nested: bool) -> Result<Option<Found>, StoreError> {
-        if descriptor.annotations.contains_key(ATTESTATION_ANNOTATION) || !self.fits(descriptor) {
+        if descriptor.is_attestation() || !self.fits(descriptor) {
             return Ok(None);
         }
-        let media_type = descriptor.media_type.as_str();
-        if INDEX_TYPES.contains(&media_type) {
+        if descriptor.is_index() {
             if !nested {
                 return Err(ArchiveError::TooManyIndexes.into());
             }
@@ -155,7 +116,7 @@ impl Walk<'_> {
             }
             return Ok(None);
         }
-        if !MANIFEST_TYPES.contains(&media_type) {
+        if !descriptor.is_manifest() {
             // Signatures and other artifacts may stand beside an image.
             return Ok(None);
         }
@@ -171,28 +132,24 @@ impl Walk<'_> {
     fn manifest(&mut self, descriptor: &Descriptor) -> Result<Found, StoreError> {
         let (json, manifest) = self.document(descriptor, MANIFEST_BYTES_MAX)?;
         let document: Manifest = parse("the image's manifest", &json)?;
-        if document.layers.len() > LAYERS_MAX {
-            return Err(ArchiveError::TooManyLayers(document.layers.len()).into());
-        }
+        document.check()?;
         let (config_json, config) = self.document(&document.config, CONFIG_BYTES_MAX)?;
         let mut layers = Vec::new();
         for layer in &document.layers {
-            if !LAYER_TYPES.contains(&layer.media_type.as_str()) {
-                let shown = layer.media_type.chars().take(100).collect();
-                return Err(ArchiveError::MediaType(shown).into());
-            }
             let blob = require(self.source, &blob_path(&layer.digest), Some(layer.digest))?;
             check_size(layer, blob.size)?;
             layers.push(blob);
         }
-        Ok(assemble(&config_json, config, Some(manifest), layers)?)
+        Ok(assemble(
+            &config_json,
+            config,
+            Some(manifest),
+            layers,
+            &self.platform,
+        )?)
     }
 
-    fn document(
-        &mut self,
-        descriptor: &Descriptor,
-        limit: u64,
-    ) -> Result<(Vec<u8>, super::Blob), StoreError> {
+    fn document(&mut self, descriptor: &Descriptor, limit: u64) -> Result<(Vec<u8>, Blob), StoreError> {
         self.documents += 1;
         if self.documents > DOCUMENTS_MAX {
             return Err(ArchiveError::TooManyIndexes.into());
@@ -208,10 +165,10 @@ impl Walk<'_> {
         let Some(platform) = &descriptor.platform else {
             return true;
         };
-        if (platform.os.as_str(), platform.architecture.as_str()) == PLATFORM {
+        if platform.fits(&self.platform) {
             return true;
         }
-        self.other_platform = Some(format!("{}/{}", platform.os, platform.architecture));
+        self.other_platform = Some(super::shown(&platform.to_string()));
         false
     }
 }

@@ -4,22 +4,22 @@
 use std::{
     collections::HashMap,
     fs::File,
-    io::{BufRead, Read, Write},
-    path::{Path, PathBuf},
+    io::{BufRead, Read},
 };
 
-use sha2::{Digest as _, Sha256};
-
-use super::{ArchiveError, Blob, Source};
+use super::{ArchiveError, Source};
 use crate::{
-    compression::MAGIC_BYTES,
     digest::Digest,
-    store::StoreError,
+    limits::MaxImageSize,
+    store::{Blob, Incoming, StoreError},
     tar::{Chunk, Entry, Kind, Reader, TarError},
 };
 
 /// Most entries of an archive: some hundred images with as many layers as an image can have would need more.
 pub const ENTRIES_MAX: usize = 1 << 16;
+
+/// Most bytes of a file's path in an archive; a document cannot mean a file with a longer one.
+const PATH_BYTES_MAX: usize = 512;
 
 /// Longest chain of links from a name to a file.
 const LINKS_MAX: usize = 8;
@@ -29,26 +29,30 @@ const COPY_BYTES: usize = 256 << 10;
 
 /// Copies blobs into a directory and computes their digests.
 pub(crate) struct Keeper<'a> {
-    directory: &'a Path,
-    /// Whether the store has a blob already, so that it need not be written.
-    have: &'a dyn Fn(&Digest) -> bool,
+    incoming: &'a Incoming,
     progress: &'a mut dyn FnMut(u64),
-    kept: usize,
+    /// Bytes of all of them so far, and how many there may be.
+    bytes: u64,
+    limit: MaxImageSize,
 }
 
 impl<'a> Keeper<'a> {
-    /// Keeps files in `directory`. `progress` gets the bytes of each step.
-    pub fn new(
-        directory: &'a Path,
-        have: &'a dyn Fn(&Digest) -> bool,
-        progress: &'a mut dyn FnMut(u64),
-    ) -> Self {
+    /// Keeps files as `incoming`, of `limit` bytes together. `progress` gets the bytes of each step.
+    pub fn new(incoming: &'a Incoming, progress: &'a mut dyn FnMut(u64), limit: MaxImageSize) -> Self {
         Self {
-            directory,
-            have,
+            incoming,
             progress,
-            kept: 0,
+            bytes: 0,
+            limit,
         }
+    }
+
+    /// Counts bytes that are about to be kept.
+    fn count(&mut self, bytes: usize) -> Result<(), StoreError> {
+        self.bytes += bytes as u64;
+        self.limit.check("the files of the archive have", self.bytes)?;
+        (self.progress)(bytes as u64);
+        Ok(())
     }
 
     /// Copies what `read` gives, to its end.
@@ -57,84 +61,23 @@ impl<'a> Keeper<'a> {
         expected: Option<Digest>,
         read: &mut dyn FnMut(&mut [u8]) -> Result<usize, StoreError>,
     ) -> Result<Blob, StoreError> {
-        let mut copy = Copy::begin(self, expected)?;
+        let mut copy = self.incoming.begin_blob(expected)?;
         let mut buffer = vec![0; COPY_BYTES];
         loop {
             match read(&mut buffer)? {
                 0 => return copy.finish(),
                 count => {
+                    self.count(count)?;
                     copy.write(&buffer[..count])?;
-                    (self.progress)(count as u64);
                 }
             }
         }
     }
 }
 
-/// A blob on its way into a file.
-struct Copy {
-    expected: Option<Digest>,
-    hasher: Sha256,
-    size: u64,
-    head: [u8; MAGIC_BYTES],
-    output: Option<(PathBuf, File)>,
-}
-
-impl Copy {
-    fn begin(keeper: &mut Keeper<'_>, expected: Option<Digest>) -> Result<Self, StoreError> {
-        let output = if expected.is_some_and(|digest| (keeper.have)(&digest)) {
-            None
-        } else {
-            let path = keeper.directory.join(keeper.kept.to_string());
-            keeper.kept += 1;
-            let file = File::create_new(&path).map_err(StoreError::io("make", &path))?;
-            Some((path, file))
-        };
-        Ok(Self {
-            expected,
-            hasher: Sha256::new(),
-            size: 0,
-            head: [0; MAGIC_BYTES],
-            output,
-        })
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        let missing =
-            &mut self.head[usize::try_from(self.size).map_or(MAGIC_BYTES, |n| n.min(MAGIC_BYTES))..];
-        let count = missing.len().min(bytes.len());
-        missing[..count].copy_from_slice(&bytes[..count]);
-        self.hasher.update(bytes);
-        self.size += bytes.len() as u64;
-        match &mut self.output {
-            Some((path, file)) => file.write_all(bytes).map_err(StoreError::io("write", path)),
-            None => Ok(()),
-        }
-    }
-
-    fn finish(self) -> Result<Blob, StoreError> {
-        let digest = Digest::finish(self.hasher);
-        if let Some(expected) = self.expected.filter(|&expected| expected != digest) {
-            return Err(ArchiveError::Digest {
-                expected,
-                found: digest,
-            }
-            .into());
-        }
-        Ok(Blob {
-            digest,
-            size: self.size,
-            head: self.head,
-            file: self.output.map(|(path, _)| path),
-        })
-    }
-}
-
 /// The files of a tar archive, kept aside.
 pub(crate) struct Spooled {
     files: HashMap<String, Member>,
-    /// The store's path of a blob, for documents that it has already.
-    stored: Box<dyn Fn(&Digest) -> PathBuf>,
 }
 
 enum Member {
@@ -142,41 +85,37 @@ enum Member {
     Link(String),
 }
 
-/// Reads archives into [`Spooled`].
-pub(crate) struct Spool<'a> {
-    pub keeper: Keeper<'a>,
-    pub stored: Box<dyn Fn(&Digest) -> PathBuf>,
-}
-
-impl Spool<'_> {
-    /// Reads the whole of `archive`.
-    pub fn read(mut self, archive: impl BufRead) -> Result<Spooled, StoreError> {
+impl Spooled {
+    /// Reads the whole of `archive` and keeps its files with `keeper`.
+    pub fn read(archive: impl BufRead, mut keeper: Keeper<'_>) -> Result<Self, StoreError> {
         let mut reader = Reader::new(archive);
         let mut files = HashMap::new();
-        while let Some(entry) = next(&mut reader, files.is_empty())? {
-            if files.len() == ENTRIES_MAX {
+        let mut entries = 0;
+        while let Some(entry) = next(&mut reader, entries == 0)? {
+            // Counted whether or not it has a name of its own: each takes a file on the disk.
+            entries += 1;
+            if entries > ENTRIES_MAX {
                 return Err(ArchiveError::TooManyEntries(ENTRIES_MAX).into());
             }
-            let Some(path) = join("", &entry.path) else {
+            let Some(path) = join("", &entry.path).filter(|path| path.len() <= PATH_BYTES_MAX) else {
                 continue;
             };
             let member = match entry.kind {
-                Kind::File => Member::File(self.keep(&mut reader, &path)?),
+                Kind::File => Member::File(keeper.keep_entry(&mut reader, &path)?),
                 Kind::HardLink => link(join("", &entry.link)),
                 Kind::Symlink => link(join(parent(&path), &entry.link)),
                 _ => continue,
             };
             files.insert(path, member);
         }
-        Ok(Spooled {
-            files,
-            stored: self.stored,
-        })
+        Ok(Self { files })
     }
+}
 
-    fn keep<R: BufRead>(&mut self, reader: &mut Reader<R>, path: &str) -> Result<Blob, StoreError> {
+impl Keeper<'_> {
+    fn keep_entry<R: BufRead>(&mut self, reader: &mut Reader<R>, path: &str) -> Result<Blob, StoreError> {
         let expected = path.strip_prefix("blobs/sha256/").and_then(Digest::from_hex);
-        let mut copy = Copy::begin(&mut self.keeper, expected)?;
+        let mut copy = self.incoming.begin_blob(expected)?;
         loop {
             let count = match reader.chunk().map_err(ArchiveError::Tar)? {
                 Chunk::End => return copy.finish(),
@@ -184,12 +123,12 @@ impl Spool<'_> {
                 Chunk::Hole(_) => return Err(ArchiveError::Tar(TarError::Sparse).into()),
                 Chunk::Bytes(bytes) => {
                     let bytes = &bytes[..bytes.len().min(COPY_BYTES)];
+                    self.count(bytes.len())?;
                     copy.write(bytes)?;
                     bytes.len()
                 }
             };
             reader.consume(count);
-            (self.keeper.progress)(count as u64);
         }
     }
 }
@@ -253,11 +192,10 @@ impl Source for Spooled {
             let path = path.to_string();
             return Err(ArchiveError::TooLong { path, limit }.into());
         }
-        let file = blob.file.clone().unwrap_or_else(|| (self.stored)(&blob.digest));
         let mut content = Vec::new();
-        File::open(&file)
+        File::open(&blob.file)
             .and_then(|file| file.take(limit).read_to_end(&mut content))
-            .map_err(StoreError::io("read", &file))?;
+            .map_err(StoreError::io("read", &blob.file))?;
         Ok(Some(content))
     }
 

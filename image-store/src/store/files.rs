@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -13,15 +14,20 @@ use rustix::{
 use tempfile::TempDir;
 
 use super::StoreError;
+use crate::removal::remove_tree;
+
+/// Starts the names of files that are being written, beside the one that they are to replace.
+pub const UNFINISHED: &str = ".new-";
 
 /// Takes the exclusive lock of the file at `path`, which is made when it is missing; waits while another process has
 /// it. The lock goes when the file is dropped or its process dies (flock(2)).
 pub fn lock(path: &Path) -> Result<File, StoreError> {
-    let file = open_lock(path)?;
     loop {
+        let file = open_lock(path)?;
         match flock(&file, FlockOperation::LockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(Errno::INTR) => {}
+            Ok(()) if is_at(&file, path) => return Ok(file),
+            // It was removed before it was locked, and another one may be there.
+            Ok(()) | Err(Errno::INTR) => {}
             Err(e) => return Err(StoreError::io("lock", path)(e.into())),
         }
     }
@@ -31,9 +37,17 @@ pub fn lock(path: &Path) -> Result<File, StoreError> {
 pub fn try_lock(path: &Path) -> Result<Option<File>, StoreError> {
     let file = open_lock(path)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
+        Ok(()) => Ok(is_at(&file, path).then_some(file)),
         Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(None),
         Err(e) => Err(StoreError::io("lock", path)(e.into())),
+    }
+}
+
+/// Whether an open file is the one at `path`.
+pub fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
+        _ => false,
     }
 }
 
@@ -82,7 +96,7 @@ pub fn sweep(parent: &Path) -> Result<(), StoreError> {
             continue;
         };
         if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            fs::remove_dir_all(&path).map_err(StoreError::io("remove", &path))?;
+            remove_tree(&path).map_err(StoreError::io("remove", &path))?;
         }
     }
     Ok(())
@@ -99,7 +113,7 @@ pub fn entries(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
     let parent = path.parent().unwrap_or(Path::new("."));
     let write = || -> io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".").tempfile_in(parent)?;
+        let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(parent)?;
         file.write_all(content)?;
         file.as_file().sync_all()?;
         file.persist(path)?;

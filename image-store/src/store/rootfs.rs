@@ -9,10 +9,7 @@ use brig_protocol::agent::{LayerSpec, UnpackSpec};
 use sha2::{Digest as _, Sha256};
 
 use super::{Store, StoreError, files, files::Workspace};
-use crate::{digest::Digest, image::Image};
-
-/// Most bytes of an unpacked image.
-pub const UNPACKED_BYTES_MAX: u64 = 64 << 30;
+use crate::{digest::Digest, image::Image, limits::MaxImageSize};
 
 /// Most inodes of an unpacked image. So many need up to 100 MB of the agent's memory, the names not counted; large images
 /// of real programs have some 300,000.
@@ -57,12 +54,12 @@ impl Store {
         files::open_if_present(&self.erofs_path(image))
     }
 
-    /// Takes the right to unpack an image. Blocks while another process unpacks the same one; the right goes with
-    /// the process that has it.
+    /// Takes the right to unpack an image, to at most `max_size`. Blocks while another process unpacks the same one; the
+    /// right goes with the process that has it.
     ///
     /// # Errors
     /// When a file cannot be made or locked.
-    pub fn begin_unpack(&self, image: &Image) -> Result<Unpack, StoreError> {
+    pub fn begin_unpack(&self, image: &Image, max_size: MaxImageSize) -> Result<Unpack, StoreError> {
         if let Some(file) = self.unpacked(image)? {
             return Ok(Unpack::Done(file));
         }
@@ -75,7 +72,9 @@ impl Store {
         let spec = UnpackSpec {
             layers: layer_specs(image),
             target: 1,
-            max_bytes: self.bytes_available()?.min(UNPACKED_BYTES_MAX),
+            max_bytes: self
+                .bytes_available()?
+                .min(max_size.bytes() / BLOCK_BYTES * BLOCK_BYTES),
             max_inodes: UNPACKED_INODES_MAX,
         };
         let temporary = workspace.path().join("erofs");
@@ -92,18 +91,22 @@ impl Store {
         })))
     }
 
-    fn erofs_path(&self, image: &Image) -> PathBuf {
+    pub(super) fn erofs_path(&self, image: &Image) -> PathBuf {
+        self.erofs().join(format!("{}.erofs", Self::layers_key(image)))
+    }
+
+    /// What an unpacked image is called by: its layers.
+    pub(super) fn layers_key(image: &Image) -> String {
         let mut hasher = Sha256::new();
         hasher.update(format!("brig erofs {WRITER_VERSION}\n"));
         for layer in &image.layers {
             hasher.update(layer.diff_id.0);
         }
-        self.erofs()
-            .join(format!("{}.erofs", Digest::finish(hasher).hex()))
+        Digest::finish(hasher).hex()
     }
 
     /// Bytes that can still be written in the store, in whole blocks.
-    fn bytes_available(&self) -> Result<u64, StoreError> {
+    pub(super) fn bytes_available(&self) -> Result<u64, StoreError> {
         let found = rustix::fs::statvfs(&self.root)
             .map_err(|e| StoreError::io("read the free space of", &self.root)(e.into()))?;
         let bytes = found.f_bavail.saturating_mul(found.f_frsize) / BLOCK_BYTES * BLOCK_BYTES;
@@ -123,7 +126,7 @@ impl UnpackJob {
     /// # Errors
     /// [`StoreError::MissingBlob`] when one is gone or was cut short.
     pub fn blobs(&self) -> Result<Vec<(File, u64)>, StoreError> {
-        let open = |layer: &crate::Layer| Ok((self.store.open_blob(&layer.digest, layer.size)?, layer.size));
+        let open = |layer: &crate::Layer| Ok((self.store.blob(&layer.digest, layer.size)?, layer.size));
         self.image.layers.iter().map(open).collect()
     }
 
@@ -150,9 +153,13 @@ impl UnpackJob {
             .set_len(bytes)
             .and_then(|()| self.output.sync_all())
             .map_err(StoreError::io("write", &self.temporary))?;
-        fs::rename(&self.temporary, &self.target).map_err(StoreError::io("make", &self.target))?;
-        files::sync_directory(&self.store.erofs())?;
-        let file = File::open(&self.target).map_err(StoreError::io("open", &self.target))?;
+        let file = File::open(&self.temporary).map_err(StoreError::io("open", &self.temporary))?;
+        let rename = || {
+            fs::rename(&self.temporary, &self.target).map_err(StoreError::io("make", &self.target))?;
+            files::sync_directory(&self.store.erofs())
+        };
+        // Nobody would need the file of an image that has been removed meanwhile; it goes with this process's descriptor.
+        self.store.keeping(&self.image.id, rename)?;
         drop(self.workspace);
         drop(self.lock);
         Ok(file)
@@ -160,7 +167,7 @@ impl UnpackJob {
 }
 
 /// Where each layer is on a disk that consists of all of them, each from a multiple of [`BLOCK_BYTES`].
-fn layer_specs(image: &Image) -> Vec<LayerSpec> {
+pub(super) fn layer_specs(image: &Image) -> Vec<LayerSpec> {
     let mut offset = 0;
     let mut place = |layer: &crate::Layer| {
         let spec = LayerSpec {

@@ -9,6 +9,7 @@
 mod header;
 mod pax;
 mod sparse;
+pub mod write;
 
 use std::io::{self, BufRead};
 

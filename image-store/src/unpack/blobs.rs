@@ -6,12 +6,16 @@ use std::{
     os::unix::fs::FileExt,
 };
 
-use super::{BLOCK_BYTES, aligned::AlignedBuffer};
+use super::{
+    BLOCK_BYTES,
+    costs::{Step, Stopwatch},
+};
 
 /// A stream of the bytes of one blob.
 pub struct BlobReader<'a> {
     disk: &'a File,
-    buffer: &'a mut AlignedBuffer,
+    buffer: &'a mut [u8],
+    watch: &'a Stopwatch,
     progress: &'a mut dyn FnMut(u64),
     /// Where on the disk the next read starts.
     offset: u64,
@@ -24,17 +28,20 @@ pub struct BlobReader<'a> {
 }
 
 impl<'a> BlobReader<'a> {
-    /// The blob of `length` bytes at `offset`, a multiple of [`BLOCK_BYTES`], of `disk`.
+    /// The blob of `length` bytes at `offset`, a multiple of [`BLOCK_BYTES`], of `disk`. `buffer` is
+    /// what is read at a time: aligned as direct I/O wants it, whole blocks long.
     pub fn new(
         disk: &'a File,
         offset: u64,
         length: u64,
-        buffer: &'a mut AlignedBuffer,
+        buffer: &'a mut [u8],
+        watch: &'a Stopwatch,
         progress: &'a mut dyn FnMut(u64),
     ) -> Self {
         Self {
             disk,
             buffer,
+            watch,
             progress,
             offset,
             remaining: length,
@@ -44,16 +51,14 @@ impl<'a> BlobReader<'a> {
     }
 
     fn fill(&mut self) -> io::Result<()> {
-        let buffer = self.buffer.bytes_mut();
+        let buffer = &mut *self.buffer;
         let want = usize::try_from(self.remaining).map_or(buffer.len(), |n| n.min(buffer.len()));
         // Direct I/O reads whole blocks; what lies behind the blob's end is not looked at.
         let whole = want.next_multiple_of(BLOCK_BYTES);
         let mut have = 0;
         while have < want {
-            match self
-                .disk
-                .read_at(&mut buffer[have..whole], self.offset + have as u64)
-            {
+            let (target, from) = (&mut buffer[have..whole], self.offset + have as u64);
+            match self.watch.time(Step::Read, || self.disk.read_at(target, from)) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => have += count,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -74,7 +79,7 @@ impl BufRead for BlobReader<'_> {
         if self.filled.is_empty() && self.remaining > 0 {
             self.fill()?;
         }
-        Ok(&self.buffer.bytes()[self.filled.clone()])
+        Ok(&self.buffer[self.filled.clone()])
     }
 
     fn consume(&mut self, count: usize) {

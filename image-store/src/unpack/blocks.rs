@@ -2,31 +2,44 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
-use super::{BLOCK_BYTES, TRANSFER_BYTES, UnpackError, aligned::AlignedBuffer};
+use super::{
+    BLOCK_BYTES, UnpackError,
+    costs::{Step, Stopwatch},
+};
 
 /// Holes from this length on are not written: the output reads as zeros already.
-const SKIPPED_HOLE_BYTES: u64 = TRANSFER_BYTES as u64;
+const SKIPPED_HOLE_BYTES: u64 = 256 << 10;
 
 /// A position in an output that grows.
 pub struct BlockWriter<'a> {
     output: &'a File,
-    buffer: AlignedBuffer,
+    buffer: &'a mut [u8],
     /// Bytes in the buffer.
     filled: usize,
     /// Where on the output the buffer belongs, a multiple of [`BLOCK_BYTES`].
     offset: u64,
     max_bytes: u64,
+    watch: &'a Stopwatch,
 }
 
 impl<'a> BlockWriter<'a> {
-    /// Writes to `output` from the block `first` on, and no further than `max_bytes`.
-    pub fn new(output: &'a File, first: u32, max_bytes: u64) -> Self {
+    /// Writes to `output` from the block `first` on, and no further than `max_bytes`. `buffer` is what is written at a
+    /// time: aligned as direct I/O wants it, whole blocks long.
+    pub fn new(
+        output: &'a File,
+        buffer: &'a mut [u8],
+        first: u32,
+        max_bytes: u64,
+        watch: &'a Stopwatch,
+    ) -> Self {
+        debug_assert!(buffer.len().is_multiple_of(BLOCK_BYTES));
         Self {
             output,
-            buffer: AlignedBuffer::new(TRANSFER_BYTES),
+            buffer,
             filled: 0,
             offset: u64::from(first) * BLOCK_BYTES as u64,
             max_bytes,
+            watch,
         }
     }
 
@@ -56,7 +69,7 @@ impl<'a> BlockWriter<'a> {
     pub fn write(&mut self, mut bytes: &[u8]) -> Result<(), UnpackError> {
         self.check_room(bytes.len() as u64)?;
         while !bytes.is_empty() {
-            let room = &mut self.buffer.bytes_mut()[self.filled..];
+            let room = &mut self.buffer[self.filled..];
             let count = room.len().min(bytes.len());
             room[..count].copy_from_slice(&bytes[..count]);
             self.advance(count)?;
@@ -90,7 +103,12 @@ impl<'a> BlockWriter<'a> {
     /// Hands everything to the output. The position must be at the start of a block.
     pub fn flush(&mut self) -> Result<(), UnpackError> {
         debug_assert!(self.filled.is_multiple_of(BLOCK_BYTES));
-        write_all_at(self.output, &self.buffer.bytes()[..self.filled], self.offset)?;
+        let bytes = &self.buffer[..self.filled];
+        // What is not written reads as zeros: of a file of zeros nothing has to be.
+        if bytes.iter().any(|&byte| byte != 0) {
+            self.watch
+                .time(Step::Write, || write_all_at(self.output, bytes, self.offset))?;
+        }
         self.offset += self.filled as u64;
         self.filled = 0;
         Ok(())
@@ -100,9 +118,10 @@ impl<'a> BlockWriter<'a> {
     pub fn finish(mut self, first: &[u8; BLOCK_BYTES]) -> Result<u64, UnpackError> {
         self.pad()?;
         self.flush()?;
-        let block = &mut self.buffer.bytes_mut()[..BLOCK_BYTES];
+        let block = &mut self.buffer[..BLOCK_BYTES];
         block.copy_from_slice(first);
-        write_all_at(self.output, block, 0)?;
+        self.watch
+            .time(Step::Write, || write_all_at(self.output, block, 0))?;
         Ok(self.offset)
     }
 
@@ -112,7 +131,7 @@ impl<'a> BlockWriter<'a> {
 
     fn fill_zeros(&mut self, mut count: usize) -> Result<(), UnpackError> {
         while count > 0 {
-            let room = &mut self.buffer.bytes_mut()[self.filled..];
+            let room = &mut self.buffer[self.filled..];
             let step = room.len().min(count);
             room[..step].fill(0);
             self.advance(step)?;
@@ -123,7 +142,7 @@ impl<'a> BlockWriter<'a> {
 
     fn advance(&mut self, count: usize) -> Result<(), UnpackError> {
         self.filled += count;
-        if self.filled == TRANSFER_BYTES {
+        if self.filled == self.buffer.len() {
             self.flush()?;
         }
         Ok(())
@@ -153,7 +172,9 @@ mod tests {
     #[test]
     fn what_is_written_lies_where_it_belongs() {
         let output = tempfile::tempfile().unwrap();
-        let mut writer = BlockWriter::new(&output, 1, 16 << 20);
+        let mut buffer = vec![0; 64 << 10];
+        let watch = Stopwatch::start();
+        let mut writer = BlockWriter::new(&output, &mut buffer, 1, 16 << 20, &watch);
         let data: Vec<u8> = (0..700_001u32).map(|n| (n % 251) as u8).collect();
         writer.write(&data).unwrap();
         writer.zeros(1_000_003).unwrap();
@@ -174,7 +195,9 @@ mod tests {
     #[test]
     fn the_limit_holds_for_data_and_for_holes() {
         let output = tempfile::tempfile().unwrap();
-        let mut writer = BlockWriter::new(&output, 1, 3 * 4096);
+        let mut buffer = vec![0; 4096];
+        let watch = Stopwatch::start();
+        let mut writer = BlockWriter::new(&output, &mut buffer, 1, 3 * 4096, &watch);
         writer.write(&[1; 8192]).unwrap();
         assert!(matches!(writer.write(&[1]), Err(UnpackError::NoSpace(12288))));
         assert!(matches!(writer.zeros(u64::MAX), Err(UnpackError::NoSpace(_))));

@@ -26,9 +26,26 @@ pub enum UnpackError {
     /// The image does not fit on its disk.
     #[error("the unpacked image needs more than the {0} bytes that there is room for")]
     NoSpace(u64),
+    /// The image has more inodes than is allowed.
+    #[error("the image has more than {0} files")]
+    TooManyFiles(u64),
     /// The image has more of something than is allowed.
     #[error("the image has too many {0}")]
     TooLarge(&'static str),
+    /// A file belongs to somebody who has no id here.
+    #[error(
+        "a file of the image belongs to user or group {id}, and there are ids for 0 to {} here: give your user more \
+         subordinate ids (/etc/subuid, /etc/subgid)", count - 1
+    )]
+    NoSuchOwner {
+        /// The owner.
+        id: u32,
+        /// How many there are.
+        count: u32,
+    },
+    /// There is no memory.
+    #[error("cannot get memory")]
+    Memory(#[source] io::Error),
     /// The disk of blobs failed.
     #[error("cannot read the layers")]
     Read(#[source] io::Error),
@@ -83,8 +100,10 @@ impl UnpackError {
         match self {
             Self::Layer { .. } | Self::Unplaced(_) => UnpackFailure::BadLayer,
             Self::NoSpace(_) => UnpackFailure::NoSpace,
-            Self::TooLarge(_) => UnpackFailure::TooLarge,
-            Self::Read(_) | Self::Write(_) => UnpackFailure::Other,
+            Self::TooManyFiles(_) | Self::TooLarge(_) => UnpackFailure::TooLarge,
+            Self::NoSuchOwner { .. } | Self::Memory(_) | Self::Read(_) | Self::Write(_) => {
+                UnpackFailure::Other
+            }
         }
     }
 

@@ -3,8 +3,7 @@
 use std::{collections::BTreeMap, io::BufRead};
 
 use super::{
-    LayerError, UnpackError,
-    erofs::{self, FileWriter, ImageWriter},
+    LayerError, Sink, UnpackError, erofs,
     error::shown,
     tree::{Attributes, Content, NodeId, ROOT, Tree},
 };
@@ -32,30 +31,30 @@ const AUFS: &[u8] = b".wh..wh.";
 ///
 /// # Errors
 /// [`UnpackError::Unplaced`] for what is wrong with the layer, and those of the tree and the writer.
-pub fn apply<R: BufRead>(
+pub fn apply<R: BufRead, S: Sink>(
     reader: &mut Reader<R>,
     layer: u16,
-    tree: &mut Tree,
-    writer: &mut ImageWriter<'_>,
+    tree: &mut Tree<S::Data>,
+    sink: &mut S,
 ) -> Result<(), UnpackError> {
     let mut applier = Applier { tree, layer };
     while let Some(entry) = reader.next_entry()? {
-        applier.entry(entry, reader, writer)?;
+        applier.entry(entry, reader, sink)?;
     }
     Ok(())
 }
 
-struct Applier<'a> {
-    tree: &'a mut Tree,
+struct Applier<'a, D> {
+    tree: &'a mut Tree<D>,
     layer: u16,
 }
 
-impl Applier<'_> {
+impl<D> Applier<'_, D> {
     fn entry<R: BufRead>(
         &mut self,
         entry: Entry,
         reader: &mut Reader<R>,
-        writer: &mut ImageWriter<'_>,
+        sink: &mut impl Sink<Data = D>,
     ) -> Result<(), UnpackError> {
         let parts = components(&entry.path)?;
         let Some((&name, parents)) = parts.split_last() else {
@@ -83,7 +82,7 @@ impl Applier<'_> {
                         Ok(())
                     }
                     _ => {
-                        let content = content(&entry, reader, writer)?;
+                        let content = content(&entry, reader, sink)?;
                         let node = self.tree.add(attributes, content)?;
                         self.tree.link(directory, name, node, self.layer)
                     }
@@ -251,17 +250,17 @@ enum Missing {
 }
 
 /// What an entry is; a file's data is written on the way.
-fn content<R: BufRead>(
+fn content<R: BufRead, S: Sink>(
     entry: &Entry,
     reader: &mut Reader<R>,
-    writer: &mut ImageWriter<'_>,
-) -> Result<Content, UnpackError> {
+    sink: &mut S,
+) -> Result<Content<S::Data>, UnpackError> {
     let device = || {
         erofs::encode_device(entry.device)
             .ok_or_else(|| UnpackError::from(LayerError::Device(shown(&entry.path))))
     };
     Ok(match entry.kind {
-        Kind::File => Content::File(write_data(entry.size, reader, writer)?),
+        Kind::File => Content::File(write_data(entry.size, reader, sink)?),
         Kind::Symlink if entry.link.is_empty() || entry.link.len() > SYMLINK_BYTES_MAX => {
             return Err(LayerError::Path(shown(&entry.path)).into());
         }
@@ -274,21 +273,21 @@ fn content<R: BufRead>(
     })
 }
 
-fn write_data<R: BufRead>(
+fn write_data<R: BufRead, S: Sink>(
     size: u64,
     reader: &mut Reader<R>,
-    writer: &mut ImageWriter<'_>,
-) -> Result<erofs::FileData, UnpackError> {
-    let mut file = FileWriter::begin(size, writer)?;
+    sink: &mut S,
+) -> Result<S::Data, UnpackError> {
+    sink.begin(size)?;
     loop {
         let taken = match reader.chunk()? {
-            Chunk::End => return file.finish(),
+            Chunk::End => return sink.end(),
             Chunk::Hole(zeros) => {
-                file.zeros(zeros)?;
+                sink.zeros(zeros)?;
                 0
             }
             Chunk::Bytes(bytes) => {
-                file.write(bytes)?;
+                sink.write(bytes)?;
                 bytes.len()
             }
         };

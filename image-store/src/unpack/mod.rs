@@ -1,4 +1,5 @@
-//! From the layers of an image to one EROFS file. Runs in a guest, over data that nobody has looked at before.
+//! From the layers of an image to one EROFS file, or to a directory. Runs in a guest, or where it can do no harm on the host,
+//! over data that nobody has looked at before.
 //!
 //! ```text
 //! blobs ─ BlobReader ─ Decoder ─ HashingReader ─ tar::Reader ─┬─ layer: paths, whiteouts ──► tree (in memory)
@@ -19,30 +20,45 @@
 mod aligned;
 mod blobs;
 mod blocks;
+mod costs;
+pub mod directory;
 pub mod erofs;
 mod error;
 mod layer;
+mod sink;
 mod stream;
 pub mod tree;
 
-use std::fs::File;
+use std::{fs::File, os::fd::OwnedFd};
 
-use brig_protocol::agent::{LAYERS_MAX, UnpackSpec};
+use brig_protocol::agent::{LAYERS_MAX, LayerSpec, UnpackCosts, UnpackSpec};
 
-pub use self::error::{LayerError, UnpackError};
 use self::{
-    aligned::AlignedBuffer, blobs::BlobReader, erofs::ImageWriter, stream::HashingReader, tree::Tree,
+    aligned::{HUGE_PAGE_BYTES, HugeBuffer},
+    blobs::BlobReader,
+    costs::Stopwatch,
+    directory::{DirectoryWriter, Owners},
+    erofs::ImageWriter,
+    stream::HashingReader,
+    tree::Tree,
+};
+pub use self::{
+    error::{LayerError, UnpackError},
+    sink::Sink,
 };
 use crate::{compression::Decoder, digest::Digest, tar};
 
 /// What every read and write of a disk is a multiple of, and the block size of the EROFS image.
 pub const BLOCK_BYTES: usize = 4096;
 
-/// Bytes of one read or write. Larger ones gain nothing more, and each page of a buffer costs the guest a fault.
-const TRANSFER_BYTES: usize = 256 << 10;
+/// Bytes of one write. It and the two below are one huge page.
+const WRITE_BYTES: usize = 1 << 20;
 
-/// Bytes that are decompressed at a time.
-const STREAM_BYTES: usize = 64 << 10;
+/// Bytes that are decompressed at a time: they shall still be in the CPU's cache when they are hashed and copied.
+const STREAM_BYTES: usize = 128 << 10;
+
+/// Bytes of one read.
+const READ_BYTES: usize = HUGE_PAGE_BYTES - WRITE_BYTES - STREAM_BYTES;
 
 /// Most bytes of headers and padding that an inode needs in a tar stream, on average.
 const TAR_BYTES_PER_INODE: u64 = 4096;
@@ -54,6 +70,8 @@ pub struct Unpacked {
     pub bytes: u64,
     /// Inodes in it.
     pub inodes: u64,
+    /// Where the time went.
+    pub costs: UnpackCosts,
 }
 
 /// Unpacks the layers of `spec` from `blobs` into an EROFS image on `output`, which must read as zeros so far. Both
@@ -67,61 +85,152 @@ pub fn unpack(
     output: File,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Unpacked, UnpackError> {
+    let mut memory = HugeBuffer::new(HUGE_PAGE_BYTES).map_err(UnpackError::Memory)?;
+    let (buffer, rest) = memory.bytes_mut().split_at_mut(WRITE_BYTES);
+    let watch = Stopwatch::start();
+    let sink = ImageWriter::new(&output, buffer, spec.max_bytes, &watch);
+    run(
+        spec,
+        &Blobs::Disk(blobs),
+        sink,
+        Buffers::of(rest, &watch),
+        progress,
+    )
+}
+
+/// As [`unpack`], to whatever takes an image; `spec.max_bytes` bounds what the layers may decompress to, the sink its own
+/// output.
+///
+/// # Errors
+/// See [`UnpackError`].
+pub fn unpack_to<S: Sink>(
+    spec: &UnpackSpec,
+    blobs: File,
+    sink: S,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Unpacked, UnpackError> {
+    let mut memory = HugeBuffer::new(HUGE_PAGE_BYTES - WRITE_BYTES).map_err(UnpackError::Memory)?;
+    let watch = Stopwatch::start();
+    run(
+        spec,
+        &Blobs::Disk(blobs),
+        sink,
+        Buffers::of(memory.bytes_mut(), &watch),
+        progress,
+    )
+}
+
+/// Unpacks the layers of `spec`, each a file of its own, into the empty directory `target`: see [`directory`].
+///
+/// # Errors
+/// See [`UnpackError`]; what is in the directory then is of no use.
+pub fn unpack_to_directory(
+    spec: &UnpackSpec,
+    blobs: Vec<File>,
+    target: OwnedFd,
+    owners: Owners,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Unpacked, UnpackError> {
+    if blobs.len() != spec.layers.len() {
+        return Err(UnpackError::TooLarge("layers"));
+    }
+    let mut memory = HugeBuffer::new(HUGE_PAGE_BYTES - WRITE_BYTES).map_err(UnpackError::Memory)?;
+    let watch = Stopwatch::start();
+    let sink = DirectoryWriter::new(target, owners, spec.max_bytes, &watch)?;
+    let buffers = Buffers::of(memory.bytes_mut(), &watch);
+    run(spec, &Blobs::Files(blobs), sink, buffers, progress)
+}
+
+/// Where the layers are.
+enum Blobs {
+    /// On one disk, at their offsets.
+    Disk(File),
+    /// Each in a file.
+    Files(Vec<File>),
+}
+
+impl Blobs {
+    /// The file of a layer and where in it the layer starts.
+    fn of<'a>(&'a self, index: usize, layer: &LayerSpec) -> Option<(&'a File, u64)> {
+        match self {
+            Self::Disk(disk) => Some((disk, layer.offset)),
+            Self::Files(files) => files.get(index).map(|file| (file, 0)),
+        }
+    }
+}
+
+/// What all layers use in turn.
+struct Buffers<'a> {
+    read: &'a mut [u8],
+    stream: &'a mut [u8],
+    watch: &'a Stopwatch,
+}
+
+impl<'a> Buffers<'a> {
+    fn of(memory: &'a mut [u8], watch: &'a Stopwatch) -> Self {
+        let (read, stream) = memory.split_at_mut(READ_BYTES);
+        Self { read, stream, watch }
+    }
+}
+
+fn run<S: Sink>(
+    spec: &UnpackSpec,
+    blobs: &Blobs,
+    mut sink: S,
+    mut buffers: Buffers<'_>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Unpacked, UnpackError> {
     if spec.layers.len() > LAYERS_MAX {
         return Err(UnpackError::TooLarge("layers"));
     }
-    let mut buffers = Buffers {
-        transfer: AlignedBuffer::new(TRANSFER_BYTES),
-        stream: vec![0; STREAM_BYTES],
-    };
     let mut tree = Tree::new(spec.max_inodes);
-    let mut writer = ImageWriter::new(&output, spec.max_bytes);
     let mut done = 0;
     for index in 0..spec.layers.len() {
         let mut report = |read| progress(done + read);
         apply(
             spec,
             index,
-            &blobs,
+            blobs,
             &mut buffers,
             &mut tree,
-            &mut writer,
+            &mut sink,
             &mut report,
         )?;
         done += spec.layers[index].length;
     }
-    erofs::finish(&tree, writer, uuid(spec))
-}
-
-/// Memory that all layers use in turn.
-struct Buffers {
-    transfer: AlignedBuffer,
-    stream: Vec<u8>,
+    let bytes = sink.finish(&tree, uuid(spec))?;
+    Ok(Unpacked {
+        bytes,
+        inodes: tree.len() as u64,
+        costs: buffers.watch.costs(),
+    })
 }
 
 /// Applies one layer.
-fn apply(
+fn apply<S: Sink>(
     spec: &UnpackSpec,
     index: usize,
-    blobs: &File,
-    buffers: &mut Buffers,
-    tree: &mut Tree,
-    writer: &mut ImageWriter<'_>,
+    blobs: &Blobs,
+    buffers: &mut Buffers<'_>,
+    tree: &mut Tree<S::Data>,
+    sink: &mut S,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), UnpackError> {
     let layer = &spec.layers[index];
     let expected = Digest(layer.diff_id);
-    let blob = BlobReader::new(blobs, layer.offset, layer.length, &mut buffers.transfer, progress);
+    let watch = buffers.watch;
+    let (file, offset) = blobs.of(index, layer).ok_or(UnpackError::TooLarge("layers"))?;
+    let blob = BlobReader::new(file, offset, layer.length, buffers.read, watch, progress);
     // Output is bounded by itself; this bounds what leads to none, such as zeros behind the archive's end.
     let limit = spec
         .max_bytes
         .saturating_mul(2)
         .saturating_add(spec.max_inodes.saturating_mul(TAR_BYTES_PER_INODE));
     let decoder = Decoder::new(layer.compression, blob);
-    let mut stream = HashingReader::new(decoder, &mut buffers.stream, limit);
+    let mut stream = HashingReader::new(decoder, buffers.stream, watch, limit);
 
     let mut reader = tar::Reader::new(&mut stream);
-    let applied = layer::apply(&mut reader, index as u16, tree, writer);
+    let applied = layer::apply(&mut reader, index as u16, tree, sink);
     if let Err(error) = applied {
         return Err(error.in_layer(index, expected));
     }

@@ -7,6 +7,7 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
+use super::costs::{Step, Stopwatch};
 use crate::digest::Digest;
 
 /// A buffered reader that computes the digest of everything that was read from the stream under it.
@@ -15,18 +16,20 @@ pub struct HashingReader<'a, R> {
     buffer: &'a mut [u8],
     filled: Range<usize>,
     hasher: Sha256,
+    watch: &'a Stopwatch,
     /// Bytes that may still come.
     budget: u64,
 }
 
 impl<'a, R: Read> HashingReader<'a, R> {
     /// Reads `source` through `buffer`; a stream of more than `limit` bytes is an error of the kind `FileTooLarge`.
-    pub fn new(source: R, buffer: &'a mut [u8], limit: u64) -> Self {
+    pub fn new(source: R, buffer: &'a mut [u8], watch: &'a Stopwatch, limit: u64) -> Self {
         Self {
             source,
             buffer,
             filled: 0..0,
             hasher: Sha256::new(),
+            watch,
             budget: limit,
         }
     }
@@ -46,14 +49,18 @@ impl<'a, R: Read> HashingReader<'a, R> {
 impl<R: Read> BufRead for HashingReader<'_, R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.filled.is_empty() {
-            match self.source.read(self.buffer) {
+            match self
+                .watch
+                .time(Step::Decompress, || self.source.read(self.buffer))
+            {
                 Ok(0) => break,
                 Ok(count) => {
                     self.budget = self
                         .budget
                         .checked_sub(count as u64)
                         .ok_or(io::ErrorKind::FileTooLarge)?;
-                    self.hasher.update(&self.buffer[..count]);
+                    let bytes = &self.buffer[..count];
+                    self.watch.time(Step::Hash, || self.hasher.update(bytes));
                     self.filled = 0..count;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

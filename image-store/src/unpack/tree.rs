@@ -8,7 +8,7 @@ use std::{
     rc::Rc,
 };
 
-use super::{UnpackError, erofs::FileData};
+use super::UnpackError;
 use crate::tar::Timestamp;
 
 /// Most bytes of names, link targets and distinct sets of extended attributes together. With `max_inodes` it
@@ -53,13 +53,13 @@ impl Attributes {
     }
 }
 
-/// What a node is.
+/// What a node is; `D` says where the data of a file is ([`super::Sink::Data`]).
 #[derive(Debug)]
-pub enum Content {
+pub enum Content<D> {
     /// A directory.
     Directory(BTreeMap<Box<[u8]>, Child>),
     /// A regular file.
-    File(FileData),
+    File(D),
     /// A symbolic link and its target.
     Symlink(Box<[u8]>),
     /// A character device, major and minor number as the kernel encodes them (`new_encode_dev`).
@@ -72,11 +72,11 @@ pub enum Content {
 
 /// An inode.
 #[derive(Debug)]
-pub struct Node {
+pub struct Node<D> {
     /// Owner, permissions …
     pub attributes: Attributes,
     /// What it is.
-    pub content: Content,
+    pub content: Content<D>,
     /// Names that it has. A directory has one, the root as well.
     pub links: u32,
 }
@@ -90,9 +90,47 @@ pub struct Child {
     pub layer: u16,
 }
 
+/// Nodes by number, in pieces that never move: a vector that grew would for a moment take the memory twice.
+struct Nodes<D> {
+    pieces: Vec<Vec<Node<D>>>,
+    length: usize,
+}
+
+impl<D> Nodes<D> {
+    /// Nodes of a piece.
+    const PIECE: usize = 512;
+
+    fn new() -> Self {
+        Self {
+            pieces: Vec::new(),
+            length: 0,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.length
+    }
+
+    fn push(&mut self, node: Node<D>) {
+        if self.length.is_multiple_of(Self::PIECE) {
+            self.pieces.push(Vec::with_capacity(Self::PIECE));
+        }
+        self.pieces[self.length / Self::PIECE].push(node);
+        self.length += 1;
+    }
+
+    fn get(&self, id: NodeId) -> &Node<D> {
+        &self.pieces[id as usize / Self::PIECE][id as usize % Self::PIECE]
+    }
+
+    fn get_mut(&mut self, id: NodeId) -> &mut Node<D> {
+        &mut self.pieces[id as usize / Self::PIECE][id as usize % Self::PIECE]
+    }
+}
+
 /// A tree of nodes.
-pub struct Tree {
-    nodes: Vec<Node>,
+pub struct Tree<D> {
+    nodes: Nodes<D>,
     /// Numbers of removed nodes, to be used again.
     free: Vec<NodeId>,
     max_nodes: u64,
@@ -100,7 +138,7 @@ pub struct Tree {
     xattrs: HashSet<Rc<Xattrs>>,
 }
 
-impl Tree {
+impl<D> Tree<D> {
     /// A tree with an empty root, for at most `max_nodes` nodes.
     pub fn new(max_nodes: u64) -> Self {
         let root = Node {
@@ -108,8 +146,10 @@ impl Tree {
             content: Content::Directory(BTreeMap::new()),
             links: 1,
         };
+        let mut nodes = Nodes::new();
+        nodes.push(root);
         Self {
-            nodes: vec![root],
+            nodes,
             free: Vec::new(),
             max_nodes,
             text_bytes: 0,
@@ -133,8 +173,8 @@ impl Tree {
     }
 
     /// A node.
-    pub fn node(&self, id: NodeId) -> &Node {
-        &self.nodes[id as usize]
+    pub fn node(&self, id: NodeId) -> &Node<D> {
+        self.nodes.get(id)
     }
 
     /// Whether a node is a directory.
@@ -152,16 +192,16 @@ impl Tree {
 
     /// Gives a node other attributes.
     pub fn set_attributes(&mut self, id: NodeId, attributes: Attributes) {
-        self.nodes[id as usize].attributes = attributes;
+        self.nodes.get_mut(id).attributes = attributes;
     }
 
     /// Makes a node without a name yet.
     ///
     /// # Errors
-    /// [`UnpackError::TooLarge`].
-    pub fn add(&mut self, attributes: Attributes, content: Content) -> Result<NodeId, UnpackError> {
+    /// [`UnpackError::TooManyFiles`], [`UnpackError::TooLarge`].
+    pub fn add(&mut self, attributes: Attributes, content: Content<D>) -> Result<NodeId, UnpackError> {
         if self.len() as u64 >= self.max_nodes {
-            return Err(UnpackError::TooLarge("files"));
+            return Err(UnpackError::TooManyFiles(self.max_nodes));
         }
         if let Content::Symlink(target) = &content {
             self.charge(target.len())?;
@@ -172,7 +212,7 @@ impl Tree {
             links: 0,
         };
         if let Some(id) = self.free.pop() {
-            self.nodes[id as usize] = node;
+            *self.nodes.get_mut(id) = node;
             return Ok(id);
         }
         let id = NodeId::try_from(self.nodes.len()).map_err(|_| UnpackError::TooLarge("files"))?;
@@ -192,10 +232,10 @@ impl Tree {
         layer: u16,
     ) -> Result<(), UnpackError> {
         // Counted first: the node may live below what loses the name.
-        self.nodes[node as usize].links += 1;
+        self.nodes.get_mut(node).links += 1;
         self.unlink(directory, name);
         self.charge(name.len())?;
-        if let Content::Directory(children) = &mut self.nodes[directory as usize].content {
+        if let Content::Directory(children) = &mut self.nodes.get_mut(directory).content {
             children.insert(name.into(), Child { node, layer });
         }
         Ok(())
@@ -203,7 +243,7 @@ impl Tree {
 
     /// Notes that a layer has an entry for a name or below it.
     pub fn touch(&mut self, directory: NodeId, name: &[u8], layer: u16) {
-        if let Content::Directory(children) = &mut self.nodes[directory as usize].content
+        if let Content::Directory(children) = &mut self.nodes.get_mut(directory).content
             && let Some(child) = children.get_mut(name)
         {
             child.layer = layer;
@@ -212,7 +252,7 @@ impl Tree {
 
     /// Takes a name away, and with it what has no other.
     pub fn unlink(&mut self, directory: NodeId, name: &[u8]) {
-        if let Content::Directory(children) = &mut self.nodes[directory as usize].content
+        if let Content::Directory(children) = &mut self.nodes.get_mut(directory).content
             && let Some(child) = children.remove(name)
         {
             self.text_bytes -= name.len();
@@ -234,7 +274,7 @@ impl Tree {
     pub fn hide_children(&mut self, directory: NodeId, layer: u16) {
         let mut pending = vec![directory];
         while let Some(directory) = pending.pop() {
-            let Content::Directory(children) = &mut self.nodes[directory as usize].content else {
+            let Content::Directory(children) = &mut self.nodes.get_mut(directory).content else {
                 continue;
             };
             let mut hidden = Vec::new();
@@ -278,7 +318,7 @@ impl Tree {
     fn release(&mut self, id: NodeId) {
         let mut pending = vec![id];
         while let Some(id) = pending.pop() {
-            let node = &mut self.nodes[id as usize];
+            let node = self.nodes.get_mut(id);
             node.links -= 1;
             if node.links > 0 {
                 continue;
@@ -310,6 +350,8 @@ impl Tree {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    type Tree = super::Tree<()>;
 
     fn directory(tree: &mut Tree, parent: NodeId, name: &str, layer: u16) -> NodeId {
         let content = Content::Directory(BTreeMap::new());

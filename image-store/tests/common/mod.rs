@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 pub mod archives;
+pub mod structure;
 
 use std::{
     fs::File,
@@ -21,6 +22,9 @@ use flate2::write::GzEncoder;
 
 /// Room for the images of the tests.
 pub const MAX_BYTES: u64 = 4 << 30;
+
+/// The largest image that is read into memory to be checked.
+const STRUCTURE_BYTES_MAX: u64 = 256 << 20;
 
 /// A tar archive in memory.
 #[derive(Clone, Default)]
@@ -304,7 +308,13 @@ pub fn mount(layers: &[Vec<u8>]) -> Option<Mounted> {
 pub fn mount_disk(disk: &Disk) -> Option<Mounted> {
     let directory = tempfile::tempdir().unwrap();
     let image = directory.path().join("image");
-    disk.unpack_to(&image).unwrap();
+    let unpacked = disk.unpack_to(&image).unwrap();
+    if unpacked.bytes <= STRUCTURE_BYTES_MAX {
+        assert_eq!(
+            structure::check(&std::fs::read(&image).unwrap()),
+            Ok(unpacked.inodes)
+        );
+    }
     check(&image);
     mount_image(&image, directory)
 }

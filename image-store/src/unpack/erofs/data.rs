@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use super::FIRST_DATA_BLOCK;
-use crate::unpack::{UnpackError, blocks::BlockWriter};
+use crate::unpack::{Sink, UnpackError, blocks::BlockWriter, costs::Stopwatch, tree::Tree};
 
 /// Files up to this length are kept in memory and written beside their inodes: reading one then costs no block more.
 pub const INLINE_FILE_BYTES_MAX: u64 = 2048;
@@ -25,93 +25,75 @@ pub enum FileData {
     },
 }
 
-/// An image whose data is being written.
-pub struct ImageWriter<'a> {
-    blocks: BlockWriter<'a>,
-    inline_left: u64,
-}
-
-impl<'a> ImageWriter<'a> {
-    /// An image on `output` of at most `max_bytes` bytes.
-    pub fn new(output: &'a File, max_bytes: u64) -> Self {
-        Self {
-            blocks: BlockWriter::new(output, FIRST_DATA_BLOCK, max_bytes),
-            inline_left: INLINE_TOTAL_BYTES_MAX,
-        }
-    }
-
-    /// The output, at the start of the first block behind the data.
-    pub fn into_blocks(self) -> BlockWriter<'a> {
-        self.blocks
-    }
-}
-
-/// Takes the data of one file.
-pub struct FileWriter<'w, 'a> {
-    image: &'w mut ImageWriter<'a>,
-    data: Pending,
-}
-
-enum Pending {
+/// The file that is written just now.
+enum Current {
     Inline(Vec<u8>),
     Blocks { start: u32, from: u64 },
 }
 
-impl<'w, 'a> FileWriter<'w, 'a> {
-    /// Begins a file of `size` bytes.
-    ///
-    /// # Errors
-    /// [`UnpackError::NoSpace`] when it cannot fit.
-    pub fn begin(size: u64, image: &'w mut ImageWriter<'a>) -> Result<Self, UnpackError> {
-        let data = if size <= INLINE_FILE_BYTES_MAX.min(image.inline_left) {
-            image.inline_left -= size;
-            Pending::Inline(Vec::with_capacity(size as usize))
+/// An image whose data is being written.
+pub struct ImageWriter<'a> {
+    blocks: BlockWriter<'a>,
+    inline_left: u64,
+    current: Current,
+}
+
+impl<'a> ImageWriter<'a> {
+    /// An image on `output` of at most `max_bytes` bytes, written through `buffer`.
+    pub fn new(output: &'a File, buffer: &'a mut [u8], max_bytes: u64, watch: &'a Stopwatch) -> Self {
+        Self {
+            blocks: BlockWriter::new(output, buffer, FIRST_DATA_BLOCK, max_bytes, watch),
+            inline_left: INLINE_TOTAL_BYTES_MAX,
+            current: Current::Inline(Vec::new()),
+        }
+    }
+}
+
+impl Sink for ImageWriter<'_> {
+    type Data = FileData;
+
+    fn begin(&mut self, size: u64) -> Result<(), UnpackError> {
+        self.current = if size <= INLINE_FILE_BYTES_MAX.min(self.inline_left) {
+            self.inline_left -= size;
+            Current::Inline(Vec::with_capacity(size as usize))
         } else {
-            image.blocks.check_room(size)?;
-            Pending::Blocks {
-                start: image.blocks.block()?,
-                from: image.blocks.position(),
+            self.blocks.check_room(size)?;
+            Current::Blocks {
+                start: self.blocks.block()?,
+                from: self.blocks.position(),
             }
         };
-        Ok(Self { image, data })
+        Ok(())
     }
 
-    /// Takes the next bytes.
-    ///
-    /// # Errors
-    /// [`UnpackError::NoSpace`], [`UnpackError::Write`].
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), UnpackError> {
-        match &mut self.data {
-            Pending::Inline(data) => data.extend_from_slice(bytes),
-            Pending::Blocks { .. } => self.image.blocks.write(bytes)?,
+    fn write(&mut self, bytes: &[u8]) -> Result<(), UnpackError> {
+        match &mut self.current {
+            Current::Inline(data) => data.extend_from_slice(bytes),
+            Current::Blocks { .. } => self.blocks.write(bytes)?,
         }
         Ok(())
     }
 
-    /// Takes `count` zeros.
-    ///
-    /// # Errors
-    /// As [`FileWriter::write`].
-    pub fn zeros(&mut self, count: u64) -> Result<(), UnpackError> {
-        match &mut self.data {
-            Pending::Inline(data) => data.resize(data.len() + count as usize, 0),
-            Pending::Blocks { .. } => self.image.blocks.zeros(count)?,
+    fn zeros(&mut self, count: u64) -> Result<(), UnpackError> {
+        match &mut self.current {
+            Current::Inline(data) => data.resize(data.len() + count as usize, 0),
+            Current::Blocks { .. } => self.blocks.zeros(count)?,
         }
         Ok(())
     }
 
-    /// The file is complete.
-    ///
-    /// # Errors
-    /// As [`FileWriter::write`].
-    pub fn finish(self) -> Result<FileData, UnpackError> {
-        match self.data {
-            Pending::Inline(data) => Ok(FileData::Inline(data.into())),
-            Pending::Blocks { start, from } => {
-                let size = self.image.blocks.position() - from;
-                self.image.blocks.pad()?;
+    fn end(&mut self) -> Result<FileData, UnpackError> {
+        match &mut self.current {
+            Current::Inline(data) => Ok(FileData::Inline(std::mem::take(data).into())),
+            &mut Current::Blocks { start, from } => {
+                let size = self.blocks.position() - from;
+                self.blocks.pad()?;
                 Ok(FileData::Blocks { start, size })
             }
         }
+    }
+
+    fn finish(self, tree: &Tree<FileData>, id: [u8; 16]) -> Result<u64, UnpackError> {
+        super::write_tree(tree, self.blocks, id)
     }
 }

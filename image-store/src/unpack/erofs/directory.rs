@@ -1,9 +1,12 @@
 //! Directories on the disk: in each block first the entries, then their names, both in the names' byte order.
 
-use super::format::{self, DIRENT_BYTES};
+use super::{
+    Tree,
+    format::{self, DIRENT_BYTES},
+};
 use crate::unpack::{
     BLOCK_BYTES,
-    tree::{Content, NodeId, Tree},
+    tree::{Content, NodeId},
 };
 
 /// An entry of a directory.

@@ -1,12 +1,15 @@
 //! The structures on the disk, all little-endian (`fs/erofs/erofs_fs.h`).
 
+use super::FileData;
 use crate::{
     tar::Timestamp,
     unpack::{
         BLOCK_BYTES,
-        tree::{Content, Node},
+        tree::{self, Content},
     },
 };
+
+type Node = tree::Node<FileData>;
 
 /// Bytes of `struct erofs_inode_extended`.
 pub const INODE_BYTES: usize = 64;

@@ -1,7 +1,7 @@
 //! Decides where everything goes that is written after the data: first the sizes, then the places.
 
 use super::{
-    FileData,
+    FileData, Tree,
     directory::{self, entries},
     format::{INODE_BYTES, SLOT_BYTES, XATTR_HEADER_BYTES},
     xattr,
@@ -9,7 +9,7 @@ use super::{
 use crate::unpack::{
     BLOCK_BYTES, UnpackError,
     blocks::BlockWriter,
-    tree::{Content, NodeId, ROOT, Tree},
+    tree::{Content, NodeId, ROOT},
 };
 
 /// The first inode's distance from the start of the metadata: a root whose number is 0 or 1 would be taken for none.

@@ -22,7 +22,7 @@ mod layout;
 mod xattr;
 
 pub use self::{
-    data::{FileData, FileWriter, INLINE_FILE_BYTES_MAX, INLINE_TOTAL_BYTES_MAX, ImageWriter},
+    data::{FileData, INLINE_FILE_BYTES_MAX, INLINE_TOTAL_BYTES_MAX, ImageWriter},
     format::encode_device,
     xattr::storable_xattrs,
 };
@@ -30,33 +30,30 @@ use self::{
     format::{Inode, Superblock},
     layout::{Body, Layout, Placed},
 };
-use super::{BLOCK_BYTES, UnpackError, Unpacked, blocks::BlockWriter, tree::Tree};
+use super::{BLOCK_BYTES, UnpackError, blocks::BlockWriter};
+
+/// The tree of an image whose files' data is on the output, or waits in memory to be written beside their inodes.
+type Tree = super::tree::Tree<FileData>;
 
 /// The block where data may start: the superblock is in the one before.
 pub const FIRST_DATA_BLOCK: u32 = 1;
 
-/// Writes directories, inodes and the superblock of an image whose data is written.
-///
-/// # Errors
-/// [`UnpackError::NoSpace`], [`UnpackError::TooLarge`], [`UnpackError::Write`].
-pub fn finish(tree: &Tree, writer: ImageWriter<'_>, uuid: [u8; 16]) -> Result<Unpacked, UnpackError> {
-    let mut blocks = writer.into_blocks();
+/// Writes directories, inodes and the superblock behind the data of the files, which is written.
+fn write_tree(tree: &Tree, mut blocks: BlockWriter<'_>, uuid: [u8; 16]) -> Result<u64, UnpackError> {
     let layout = Layout::new(tree, blocks.block()?)?;
     blocks.check_room(layout.total_bytes())?;
     write_bodies(tree, &layout, &mut blocks)?;
     write_inodes(tree, &layout, &mut blocks)?;
     blocks.zeros(layout::END_BYTES)?;
     blocks.pad()?;
-    let inodes = tree.len() as u64;
     let superblock = Superblock {
         root_nid: layout.root_nid(),
-        inodes,
+        inodes: tree.len() as u64,
         blocks: blocks.block()?,
         metadata_block: layout.metadata_block(),
         uuid,
     };
-    let bytes = blocks.finish(&superblock.encode())?;
-    Ok(Unpacked { bytes, inodes })
+    blocks.finish(&superblock.encode())
 }
 
 /// Writes the content that does not stand beside its inode.
@@ -112,27 +109,25 @@ fn inode(tree: &Tree, layout: &Layout, placed: &Placed, body: &Body) -> Inode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::unpack::{Sink, costs::Stopwatch};
 
     #[test]
     fn an_empty_image_has_a_root_and_two_blocks() {
         let output = tempfile::tempfile().unwrap();
-        let writer = ImageWriter::new(&output, 1 << 20);
-        let unpacked = finish(&Tree::new(10), writer, [1; 16]).unwrap();
-        assert_eq!(
-            unpacked,
-            Unpacked {
-                bytes: 8192,
-                inodes: 1
-            }
-        );
+        let mut buffer = vec![0; 2 * BLOCK_BYTES];
+        let watch = Stopwatch::start();
+        let writer = ImageWriter::new(&output, &mut buffer, 1 << 20, &watch);
+        assert_eq!(writer.finish(&Tree::new(10), [1; 16]).unwrap(), 8192);
     }
 
     #[test]
     fn metadata_that_does_not_fit_is_told_before_it_is_written() {
         let output = tempfile::tempfile().unwrap();
-        let writer = ImageWriter::new(&output, BLOCK_BYTES as u64);
+        let mut buffer = vec![0; 2 * BLOCK_BYTES];
+        let watch = Stopwatch::start();
+        let writer = ImageWriter::new(&output, &mut buffer, BLOCK_BYTES as u64, &watch);
         assert!(matches!(
-            finish(&Tree::new(10), writer, [0; 16]),
+            writer.finish(&Tree::new(10), [0; 16]),
             Err(UnpackError::NoSpace(4096))
         ));
     }
