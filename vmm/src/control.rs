@@ -17,10 +17,12 @@ use rustix::{
 
 use crate::{
     config::{self, ConfigError, MachineConfig, RestoredMachineConfig},
-    devices::virtio::lock,
     jail,
     kvm::probe::{self, ProbeError},
+    lock::lock,
     machine::{Machine, MachineError, Restored, RunningMachine},
+    prefetch::MappedAhead,
+    threads,
 };
 
 /// Why serving the channel ended early. The supervisor has been told, where that was possible.
@@ -49,7 +51,7 @@ pub enum ControlError {
     Count(#[source] io::Error),
     /// The process could not be walled off.
     #[error("Cannot enter the jail")]
-    Jail(#[source] io::Error),
+    Jail(#[from] jail::JailError),
     /// A command came at the wrong time.
     #[error("Unexpected command: {0}")]
     Unexpected(&'static str),
@@ -69,6 +71,7 @@ pub fn serve(channel: &OwnedFd, main_ns: u64) -> Result<(), ControlError> {
     let result = Session {
         channel,
         main_ns,
+        mapped: None,
         machine: None,
     }
     .run();
@@ -90,6 +93,7 @@ enum Next {
 struct Session<'a> {
     channel: &'a OwnedFd,
     main_ns: u64,
+    mapped: Option<MappedAhead>,
     machine: Option<RunningMachine>,
 }
 
@@ -150,6 +154,11 @@ impl Session<'_> {
                 Ok(())
             }
             (Command::Restore(config), None) => self.restore(config, fds),
+            (Command::MapAhead, None) => {
+                let (memory, pages) = config::take_two_files(fds)?;
+                self.mapped = MappedAhead::new(memory, &pages).ok();
+                Ok(())
+            }
             (Command::Save, Some(machine)) => {
                 let (memory, state) = config::take_two_files(fds)?;
                 self.send(&match machine.save(&memory, &state) {
@@ -173,7 +182,7 @@ impl Session<'_> {
                 Ok(())
             }
             (Command::Probe, Some(_)) => Err(ControlError::Unexpected("Probe after Boot")),
-            (Command::Boot(_) | Command::Restore(_), Some(_)) => {
+            (Command::Boot(_) | Command::Restore(_) | Command::MapAhead, Some(_)) => {
                 Err(ControlError::Unexpected("a second guest"))
             }
             (
@@ -188,8 +197,9 @@ impl Session<'_> {
     }
 
     fn boot(&mut self, config: BootConfig, fds: Vec<OwnedFd>) -> Result<(), ControlError> {
+        self.mapped = None;
         let machine = Machine::new(MachineConfig::new(config, fds)?).map_err(ControlError::Machine)?;
-        jail::enter().map_err(ControlError::Jail)?;
+        jail::enter()?;
         let workarounds = machine.has_workarounds();
         let entry_ns = monotonic_ns();
         let machine = machine.start().map_err(ControlError::Machine)?;
@@ -207,8 +217,9 @@ impl Session<'_> {
             tsc,
             realtime_ns,
             tsc_khz,
-        } = Machine::restore(RestoredMachineConfig::new(config, fds)?).map_err(ControlError::Restore)?;
-        jail::enter().map_err(ControlError::Jail)?;
+        } = Machine::restore(RestoredMachineConfig::new(config, fds)?, self.mapped.take())
+            .map_err(ControlError::Restore)?;
+        jail::enter()?;
         let workarounds = machine.has_workarounds();
         let entry_ns = monotonic_ns();
         self.machine = Some(machine.start().map_err(ControlError::Restore)?);
@@ -219,7 +230,9 @@ impl Session<'_> {
             tsc,
             realtime_ns,
             tsc_khz,
-        })
+        })?;
+        threads::trim_heap();
+        Ok(())
     }
 
     fn send(&self, event: &Event) -> Result<(), ControlError> {

@@ -7,7 +7,6 @@ use std::{
     fmt, io,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
-    thread,
 };
 
 use rustix::{
@@ -19,10 +18,7 @@ use rustix::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::{
-    devices::virtio::{SharedDevice, lock},
-    pause::Gate,
-};
+use crate::{devices::virtio::SharedDevice, jail::filters::Kind, lock::lock, pause::Gate, threads::Crew};
 
 /// Events that are taken from the kernel at once.
 const BATCH: usize = 64;
@@ -116,12 +112,12 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Starts the thread. It runs until the process ends, and works only while `gate` is open.
+    /// Has a thread of `crew` serve it. That runs until the process ends, and works only while `gate` is open.
     ///
     /// # Errors
     /// Those of creating a thread.
-    pub fn spawn(self, name: &str, gate: Arc<Gate>) -> io::Result<()> {
-        thread::Builder::new().name(name.to_owned()).spawn(move || {
+    pub fn spawn(self, crew: &mut Crew, name: &str, kind: Kind, gate: Arc<Gate>) -> io::Result<()> {
+        crew.spawn(name, kind, move || {
             loop {
                 self.serve(None, &gate);
             }

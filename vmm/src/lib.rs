@@ -15,6 +15,8 @@
 //! | [`prefetch`] | the pages that a start touches |
 //! | [`event_loop`] | the threads that serve queues and streams |
 //! | [`stop`] | the end of the guest |
+//! | [`threads`] | threads, and the memory that each costs |
+//! | [`lock`] | locks that survive a panic |
 //! | [`jail`] | what the process gives up |
 //!
 //! Threads: the main thread owns the channel; one thread serves the disks, one the other devices and all streams; each
@@ -29,9 +31,11 @@ pub mod event_loop;
 pub mod jail;
 pub mod kvm;
 pub mod layout;
+pub mod lock;
 pub mod machine;
 pub mod memory;
 pub mod pause;
 pub mod prefetch;
 pub mod snapshot;
 pub mod stop;
+pub mod threads;

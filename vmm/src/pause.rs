@@ -13,7 +13,10 @@ use std::{
 
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use crate::kvm::{KvmError, vcpu_state::VcpuState};
+use crate::{
+    kvm::{KvmError, vcpu_state::VcpuState},
+    lock::lock,
+};
 
 /// How long a vCPU may take to leave the guest. What its exit asks of a device is done before; the longest is a disk's
 /// `fdatasync`, which a device thread does.
@@ -34,11 +37,6 @@ pub enum PauseError {
     /// The state of a vCPU cannot be read.
     #[error("Cannot read the state of a vCPU")]
     State(#[from] KvmError),
-}
-
-/// A lock that is only ever held for a few instructions that do not panic.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the device threads pass to do work. Closing it waits until none is inside.
@@ -97,7 +95,13 @@ impl Drop for Passage<'_> {
 }
 
 /// What a vCPU says when it stands still.
-type Standing = (u8, Result<VcpuState, KvmError>);
+#[derive(Debug)]
+struct Standing {
+    index: u8,
+    /// Of the halt that it stands in.
+    round: u64,
+    state: Result<VcpuState, KvmError>,
+}
 
 /// The vCPUs' side: looked at before each entry into the guest.
 #[derive(Clone, Debug)]
@@ -150,11 +154,13 @@ impl Brake {
     }
 
     /// Says that vCPU `index` stands still, in which state, and waits until it may go on.
-    pub fn stand(&self, index: u8, state: Result<VcpuState, KvmError>) {
+    pub fn stand(&self, index: u8, state: impl FnOnce() -> Result<VcpuState, KvmError>) {
+        let round = lock(&self.shared.held).round;
+        // Read after the round began, in which all may have stood still before.
+        let state = state();
         let mut held = lock(&self.shared.held);
         // The main thread is there as long as the process is.
-        let _ = self.standing.send((index, state));
-        let round = held.round;
+        let _ = self.standing.send(Standing { index, round, state });
         while held.held && held.round == round {
             held = self
                 .shared
@@ -166,17 +172,27 @@ impl Brake {
 }
 
 impl Brakes {
-    /// Brings all vCPUs, whose threads are `threads`, to a halt; returns their states in order. They stand still then, also
-    /// after an error, until [`Brakes::release`].
+    /// Brings all vCPUs, whose threads are `threads`, to a halt. They stand still then, also after an error, until
+    /// [`Brakes::release`].
     ///
     /// # Errors
     /// [`PauseError`].
-    pub fn apply(&self, threads: &[JoinHandle<()>]) -> Result<Vec<VcpuState>, PauseError> {
-        {
+    pub fn apply(&self, threads: &[JoinHandle<()>]) -> Result<(), PauseError> {
+        self.states(threads).map(drop)
+    }
+
+    /// As [`Brakes::apply`], and returns their states in order, read after this call began: all are of one moment when they
+    /// stood still before.
+    ///
+    /// # Errors
+    /// [`PauseError`].
+    pub fn states(&self, threads: &[JoinHandle<()>]) -> Result<Vec<VcpuState>, PauseError> {
+        let round = {
             let mut held = lock(&self.shared.held);
             held.held = true;
             held.round += 1;
-        }
+            held.round
+        };
         // Those that stand still from the last time tell their states again.
         self.shared.released.notify_all();
         self.shared.wanted.store(true, Ordering::Release);
@@ -194,9 +210,11 @@ impl Brakes {
                 }
             }
             match self.standing.recv_timeout(SIGNAL_INTERVAL) {
-                Ok((index, state)) => {
-                    if let Some(slot @ None) = states.get_mut(usize::from(index)) {
-                        *slot = Some(state?);
+                // What is left of an earlier halt that failed says nothing of this one.
+                Ok(standing) if standing.round != round => {}
+                Ok(standing) => {
+                    if let Some(slot @ None) = states.get_mut(usize::from(standing.index)) {
+                        *slot = Some(standing.state?);
                         missing -= 1;
                     }
                 }
@@ -268,7 +286,7 @@ mod tests {
                 thread::spawn(move || {
                     while !end.load(Ordering::SeqCst) {
                         if brake.is_wanted() {
-                            brake.stand(index, Ok(VcpuState::default()));
+                            brake.stand(index, || Ok(VcpuState::default()));
                         }
                         thread::sleep(Duration::from_micros(50));
                     }
@@ -276,9 +294,51 @@ mod tests {
             })
             .collect();
         for _ in 0..20 {
-            assert_eq!(brakes.apply(&threads).unwrap().len(), 3);
-            assert_eq!(brakes.apply(&threads).unwrap().len(), 3);
+            brakes.apply(&threads).unwrap();
+            assert_eq!(brakes.states(&threads).unwrap().len(), 3);
             brakes.release();
+        }
+        end.store(true, Ordering::SeqCst);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn the_states_of_all_are_of_one_moment() {
+        prepare_signal().unwrap();
+        let (brake, brakes) = brakes();
+        let end = Arc::new(AtomicBool::new(false));
+        // Each sends the other something for as long as it runs.
+        let inboxes: Arc<[AtomicUsize; 2]> = Arc::default();
+        let threads: Vec<_> = (0..2)
+            .map(|index: u8| {
+                let (brake, end, inboxes) = (brake.clone(), Arc::clone(&end), Arc::clone(&inboxes));
+                thread::spawn(move || {
+                    let own = &inboxes[usize::from(index)];
+                    let other = &inboxes[1 - usize::from(index)];
+                    while !end.load(Ordering::SeqCst) {
+                        if brake.is_wanted() {
+                            brake.stand(index, || {
+                                Ok(VcpuState::numbered(own.load(Ordering::SeqCst) as u32))
+                            });
+                            continue;
+                        }
+                        // The two come to a halt at different moments.
+                        thread::sleep(Duration::from_micros(20 + 200 * u64::from(index)));
+                        other.fetch_add(1, Ordering::SeqCst);
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..50 {
+            brakes.apply(&threads).unwrap();
+            let states = brakes.states(&threads).unwrap();
+            for (state, inbox) in states.iter().zip(inboxes.iter()) {
+                assert_eq!(state.tsc_khz(), inbox.load(Ordering::SeqCst) as u32);
+            }
+            brakes.release();
+            thread::sleep(Duration::from_millis(1));
         }
         end.store(true, Ordering::SeqCst);
         for thread in threads {

@@ -6,11 +6,20 @@
 //! 8  …  ranges: first page (u32 LE), pages (u31 LE) and whether they are written to (top bit), in order, apart
 //! ```
 
-use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc, thread};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::{FileExt, MetadataExt},
+    sync::Arc,
+};
 
 use vm_memory::GuestMemoryBackend;
 
-use crate::memory::Memory;
+use crate::{
+    jail::filters::Kind,
+    memory::{self, Memory, MemoryError},
+    threads::Crew,
+};
 
 const MAGIC: [u8; 8] = *b"brig-pg\n";
 
@@ -125,19 +134,52 @@ pub fn parse(bytes: &[u8], memory_bytes: u64) -> Option<Vec<Range>> {
         .collect()
 }
 
-/// Maps `ranges` of `memory` in a thread of its own, while the guest runs already: what comes too late is mapped by the guest's
+/// The memory of a saved guest, mapped before it is known what the guest is for, with the pages that a start touches.
+#[derive(Debug)]
+pub struct MappedAhead {
+    /// Device and inode of the file.
+    file: (u64, u64),
+    memory: Arc<Memory>,
+}
+
+impl MappedAhead {
+    /// Maps `saved` and all of `pages`, which [`record`] wrote. As nothing else runs in this process yet, no other CPU has to
+    /// be told of each page, which costs more than the page where CPUs are virtual.
+    ///
+    /// # Errors
+    /// Those of [`memory::restore`] and [`read`].
+    pub fn new(saved: File, pages: &File) -> Result<Self, MemoryError> {
+        let metadata = saved.metadata().map_err(MemoryError::File)?;
+        let ranges = read(pages, metadata.len()).map_err(MemoryError::File)?;
+        let memory = memory::restore(saved, metadata.len())?;
+        for range in ranges {
+            populate(&memory, range);
+        }
+        Ok(Self {
+            file: (metadata.dev(), metadata.ino()),
+            memory,
+        })
+    }
+
+    /// The memory, if it is that of the file `saved` and has so many bytes.
+    pub fn into_memory_of(self, saved: &File, bytes: u64) -> Option<Arc<Memory>> {
+        let metadata = saved.metadata().ok()?;
+        ((metadata.dev(), metadata.ino()) == self.file && memory::total(&self.memory) == bytes)
+            .then_some(self.memory)
+    }
+}
+
+/// Maps `ranges` of `memory` in a thread of `crew`, while the guest runs already: what comes too late is mapped by the guest's
 /// own access. The pages that are written to get their copies now.
 ///
 /// # Errors
 /// Those of creating a thread.
-pub fn start(memory: Arc<Memory>, ranges: Vec<Range>) -> io::Result<()> {
-    thread::Builder::new()
-        .name("prefetch".to_owned())
-        .spawn(move || {
-            for range in ranges {
-                populate(&memory, range);
-            }
-        })?;
+pub fn start(crew: &mut Crew, memory: Arc<Memory>, ranges: Vec<Range>) -> io::Result<()> {
+    crew.spawn("prefetch", Kind::Prefetch, move || {
+        for range in ranges {
+            populate(&memory, range);
+        }
+    })?;
     Ok(())
 }
 
@@ -171,7 +213,6 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
-    use crate::memory;
 
     const BYTES: u64 = 1 << 20;
 
@@ -205,6 +246,30 @@ mod tests {
         let mapped = read(&second, BYTES).unwrap();
         assert!(written.iter().all(|range| mapped.contains(range)), "{mapped:?}");
         assert_eq!(again.read_obj::<u8>(page(3)).unwrap(), 0);
+    }
+
+    #[test]
+    fn memory_that_was_mapped_ahead_serves_its_own_file_only() {
+        let saved = tempfile::tempfile().unwrap();
+        saved.set_len(BYTES).unwrap();
+        saved.write_all_at(b"saved", 5 * PAGE_BYTES as u64).unwrap();
+        let pages = tempfile::tempfile().unwrap();
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(5u32.to_le_bytes());
+        bytes.extend((1u32 | WRITTEN).to_le_bytes());
+        pages.write_all_at(&bytes, 0).unwrap();
+        let map = || MappedAhead::new(saved.try_clone().unwrap(), &pages).unwrap();
+        let other = tempfile::tempfile().unwrap();
+        other.set_len(BYTES).unwrap();
+        assert!(map().into_memory_of(&other, BYTES).is_none());
+        assert!(map().into_memory_of(&saved, BYTES * 2).is_none());
+        let memory = map().into_memory_of(&saved, BYTES).unwrap();
+        let mut found = [0; 5];
+        memory
+            .read_slice(&mut found, GuestAddress(5 * PAGE_BYTES as u64))
+            .unwrap();
+        assert_eq!(&found, b"saved");
+        assert!(MappedAhead::new(saved.try_clone().unwrap(), &other).is_err());
     }
 
     #[test]

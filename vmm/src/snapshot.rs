@@ -29,6 +29,9 @@ const MAGIC: [u8; 8] = *b"brig-vm\n";
 /// Changed whenever the body or the meaning of anything in it changes, a device's behaviour included.
 const FORMAT: u32 = 2;
 
+/// What wrote a state and may read it.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 const HEADER_BYTES: usize = 24;
 
 /// Most bytes of a body. A vCPU takes some 10 KiB, a connection up to its buffer of 128 KiB.
@@ -47,7 +50,7 @@ pub enum StateError {
         found: u32,
     },
     /// As above.
-    #[error("It was saved by brig-vmm {found}, and this is brig-vmm {}", env!("CARGO_PKG_VERSION"))]
+    #[error("It was saved by brig-vmm {found}, and this is brig-vmm {VERSION}")]
     Version {
         /// The version in the file.
         found: String,
@@ -171,7 +174,7 @@ pub fn parse(body: &[u8]) -> Result<MachineState, StateError> {
     let (state, []) = postcard::take_from_bytes::<MachineState>(body).map_err(StateError::Malformed)? else {
         return Err(StateError::Malformed(postcard::Error::DeserializeBadEncoding));
     };
-    if state.version != env!("CARGO_PKG_VERSION") {
+    if state.version != VERSION {
         return Err(StateError::Version { found: state.version });
     }
     Ok(state)

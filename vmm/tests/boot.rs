@@ -101,8 +101,33 @@ fn brig_vmm_ends_with_its_supervisor() {
     let mut vmm = spawn();
     let (guest, _console, _) = rig.guest(&vmm);
     vmm.boot(guest).unwrap();
+    assert_threads_are_filtered(&vmm);
     vmm.close_channel();
     assert!(vmm.child.wait().unwrap().success());
+}
+
+/// Every thread is under the filter that all begin under, which consists of two, and one of its own.
+fn assert_threads_are_filtered(vmm: &driver::Vmm) {
+    let tasks = format!("/proc/{}/task", vmm.child.pid.as_raw_nonzero());
+    let mut names = Vec::new();
+    for task in std::fs::read_dir(tasks).unwrap() {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_default().trim().to_owned()
+        };
+        assert_eq!(
+            (field("Seccomp:"), field("Seccomp_filters:")),
+            ("2".into(), "3".into()),
+            "{status}"
+        );
+        assert_eq!(field("NoNewPrivs:"), "1");
+        names.push(field("Name:"));
+    }
+    // KVM may have a thread of its own in the process, too.
+    for name in ["brig-vmm", "disks", "streams", "vcpu0"] {
+        assert!(names.iter().any(|found| found == name), "{names:?}");
+    }
 }
 
 #[test]

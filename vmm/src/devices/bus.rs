@@ -3,7 +3,7 @@
 
 use std::{
     ops::ControlFlow,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use super::{
@@ -11,7 +11,10 @@ use super::{
     serial::{SerialPort, SerialPortState},
     virtio::mmio::{MmioTransport, RestoreError, TransportState},
 };
-use crate::layout::{VIRTIO_MMIO, VIRTIO_MMIO_BYTES};
+use crate::{
+    layout::{VIRTIO_MMIO, VIRTIO_MMIO_BYTES},
+    lock::lock,
+};
 
 /// Ports of the first serial port.
 const SERIAL_FIRST: u16 = 0x3f8;
@@ -115,11 +118,6 @@ impl Bus {
             .get(usize::try_from(offset / VIRTIO_MMIO_BYTES).ok()?)?;
         Some((lock(transport), offset % VIRTIO_MMIO_BYTES))
     }
-}
-
-/// A device stays usable when another thread has panicked while it held it: in a release build a panic ends the process.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -11,9 +11,9 @@ use super::{
 };
 
 const CR0_MONITOR_COPROCESSOR: u64 = 1 << 1;
-const CR0_TASK_SWITCHED: u64 = 1 << 3;
+pub(super) const CR0_TASK_SWITCHED: u64 = 1 << 3;
 const CR4_FSGSBASE: u64 = 1 << 16;
-const CR4_OSXSAVE: u64 = 1 << 18;
+pub(super) const CR4_OSXSAVE: u64 = 1 << 18;
 const RFLAGS_AC: u64 = 1 << 18;
 
 const VECTOR_DEBUG: u8 = 1;
@@ -69,6 +69,11 @@ impl Stop {
             error_code: Some(error_code),
             address: Some(address),
         })
+    }
+
+    /// #NM.
+    pub fn device_not_available() -> Self {
+        Self::plain(VECTOR_DEVICE_NOT_AVAILABLE, None)
     }
 
     /// #UD.
@@ -178,7 +183,7 @@ pub fn execute(operands: &mut Operands<'_>) -> Result<Then, Stop> {
 fn wait(operands: &Operands<'_>) -> Result<(), Stop> {
     let both = CR0_MONITOR_COPROCESSOR | CR0_TASK_SWITCHED;
     if operands.state.special.cr0 & both == both {
-        return Err(Stop::plain(VECTOR_DEVICE_NOT_AVAILABLE, None));
+        return Err(Stop::device_not_available());
     }
     Ok(())
 }

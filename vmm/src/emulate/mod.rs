@@ -6,12 +6,14 @@
 //! |---|---|
 //! | [`step`] | fetches and decodes the instruction at RIP, puts back what has changed |
 //! | [`execute`] | carries it out on a copy of the registers |
+//! | [`extended`] | `xsave` and `xrstor`, on what KVM keeps of the vector registers |
 //! | [`operands`] | registers, memory operands, immediate values |
 //! | [`paging`] | translates addresses as the processor does, with its permission checks |
 //! | [`bits`] | the arithmetic, apart from everything else |
 
 pub mod bits;
 pub mod execute;
+mod extended;
 pub mod operands;
 pub mod paging;
 mod step;
@@ -34,8 +36,9 @@ pub const CPUID_MASKS: &[FeatureMask] = &[
         leaf: 1,
         subleaf: 0,
         ebx: 0,
-        // FMA, CMPXCHG16B, MOVBE, POPCNT, XSAVE, AVX, F16C, RDRAND
-        ecx: 1 << 12 | 1 << 13 | 1 << 22 | 1 << 23 | 1 << 26 | 1 << 28 | 1 << 29 | 1 << 30,
+        // FMA, CMPXCHG16B, MOVBE, POPCNT, AVX, F16C, RDRAND. Not XSAVE: programs see AVX
+        // whatever is said here, so the kernel has to save it.
+        ecx: 1 << 12 | 1 << 13 | 1 << 22 | 1 << 23 | 1 << 28 | 1 << 29 | 1 << 30,
         edx: 0,
     },
     FeatureMask {

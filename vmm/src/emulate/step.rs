@@ -9,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::{
     execute::{Fault, Stop, Then, execute},
+    extended,
     operands::{Operands, State, pages},
     paging::{Access, translate},
 };
@@ -65,7 +66,7 @@ impl Emulator {
             return Err(EmulateError::Mode);
         }
         let special_before = state.special;
-        let result = self.step_state(&mut state);
+        let result = self.step_state(vcpu, &mut state);
         let (event, flush) = match result {
             Ok(Then::Continue) => (None, false),
             Ok(Then::FlushTranslations) => (None, true),
@@ -89,19 +90,24 @@ impl Emulator {
     }
 
     /// Fetches, decodes and executes; RIP is past the instruction when that succeeds.
-    fn step_state(&self, state: &mut State) -> Result<Then, Failure> {
+    fn step_state(&self, vcpu: &VcpuFd, state: &mut State) -> Result<Then, Failure> {
         let mut bytes = [0; INSTRUCTION_BYTES];
         let fetched = self.fetch(state, &mut bytes)?;
         let instruction = decode(&bytes[..fetched], state.general.rip);
         if instruction.is_invalid() {
             return Err(unsupported(&bytes[..fetched], &instruction));
         }
-        let then = execute(&mut Operands {
+        let mut operands = Operands {
             state,
             memory: &self.memory,
             instruction: &instruction,
-        })
-        .map_err(|stop| match stop {
+        };
+        let carried_out = extended::execute(vcpu, &mut operands).map_err(EmulateError::from)?;
+        let then = match carried_out {
+            Some(result) => result.map(|()| Then::Continue),
+            None => execute(&mut operands),
+        };
+        let then = then.map_err(|stop| match stop {
             Stop::Unsupported => unsupported(&bytes[..fetched], &instruction),
             stop => stop.into(),
         })?;
@@ -132,6 +138,12 @@ impl Emulator {
 enum Failure {
     Fault(Fault),
     Error(EmulateError),
+}
+
+impl From<EmulateError> for Failure {
+    fn from(error: EmulateError) -> Self {
+        Self::Error(error)
+    }
 }
 
 impl From<Stop> for Failure {

@@ -159,10 +159,9 @@ impl Vcpu {
                     ControlFlow::Continue(()) => {}
                     ControlFlow::Break(reason) => break reason,
                 }
-                self.brake.stand(
-                    self.index,
-                    VcpuState::read(&self.fd, &self.saved_msrs, &self.cpuid),
-                );
+                self.brake.stand(self.index, || {
+                    VcpuState::read(&self.fd, &self.saved_msrs, &self.cpuid)
+                });
             } else if let ControlFlow::Break(reason) = self.run_once() {
                 break reason;
             }
@@ -209,7 +208,7 @@ impl Vcpu {
                 self.bus.memory_write(address, data);
                 false
             }
-            Ok(VcpuExit::Shutdown) => return ControlFlow::Break(StopReason::Reset),
+            Ok(VcpuExit::Shutdown) => return ControlFlow::Break(self.failure("triple fault")),
             Ok(VcpuExit::SystemEvent(
                 KVM_SYSTEM_EVENT_RESET | KVM_SYSTEM_EVENT_SHUTDOWN | KVM_SYSTEM_EVENT_CRASH,
                 _,

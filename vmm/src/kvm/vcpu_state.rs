@@ -116,6 +116,15 @@ impl VcpuState {
         &self.cpuid
     }
 
+    /// A state that can be told from others, by its frequency.
+    #[cfg(test)]
+    pub(crate) fn numbered(tsc_khz: u32) -> Self {
+        Self {
+            tsc_khz,
+            ..Self::default()
+        }
+    }
+
     /// Frequency of the time stamp counter.
     pub fn tsc_khz(&self) -> u32 {
         self.tsc_khz

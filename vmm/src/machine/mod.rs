@@ -16,7 +16,7 @@ use std::{
     fs::File,
     io,
     sync::{Arc, Mutex},
-    thread::{self, JoinHandle},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -28,17 +28,17 @@ pub use self::{
 };
 use crate::{
     boot::BootError,
-    devices::{
-        bus::Bus,
-        virtio::{lock, vsock::Vsock},
-    },
+    devices::{bus::Bus, virtio::vsock::Vsock},
     event_loop::EventLoop,
+    jail::filters::Kind,
     kvm::{KvmError, Vm, stats::VcpuStats, vcpu::Vcpu},
+    lock::lock,
     memory::MemoryError,
     pause::{self, Brakes, Gate},
     prefetch,
     snapshot::DiskState,
     stop::Stop,
+    threads::Crew,
 };
 
 /// How long the end of a guest waits for readers that have not taken its last bytes yet.
@@ -75,7 +75,7 @@ pub struct Machine {
     stop: Arc<Stop>,
     vsock: Arc<Mutex<Vsock>>,
     disks: Vec<DiskState>,
-    event_loops: Vec<(&'static str, EventLoop)>,
+    event_loops: Vec<(&'static str, Kind, EventLoop)>,
     vcpus: Vec<Vcpu>,
     brakes: Brakes,
     /// What is mapped while it begins to run.
@@ -104,30 +104,30 @@ impl Machine {
         self.workarounds
     }
 
-    /// Starts the threads of the devices and of the vCPUs.
+    /// Starts the threads of the devices and of the vCPUs. Each of them, and the calling one, is under its filter of system calls
+    /// (`jail::filters`) before any of them goes on.
     ///
     /// # Errors
-    /// [`MachineError::Device`] when a thread cannot be made; the process is to end then.
+    /// [`MachineError::Device`] when a thread cannot be made or has no filter; the process is to end then.
     pub fn start(self) -> Result<RunningMachine, MachineError> {
         pause::prepare_signal()?;
         let gate = Arc::new(Gate::default());
-        for (name, event_loop) in self.event_loops {
-            event_loop.spawn(name, Arc::clone(&gate))?;
+        let prefetches = usize::from(!self.prefetch.is_empty());
+        let mut crew = Crew::of(self.event_loops.len() + self.vcpus.len() + prefetches);
+        for (name, kind, event_loop) in self.event_loops {
+            event_loop.spawn(&mut crew, name, kind, Arc::clone(&gate))?;
         }
         let stats = self.vcpus.iter().filter_map(Vcpu::stats).collect();
         let vcpus = self
             .vcpus
             .into_iter()
             .enumerate()
-            .map(|(index, vcpu)| {
-                thread::Builder::new()
-                    .name(format!("vcpu{index}"))
-                    .spawn(move || vcpu.run())
-            })
+            .map(|(index, vcpu)| crew.spawn(&format!("vcpu{index}"), Kind::Vcpu, move || vcpu.run()))
             .collect::<Result<_, _>>()?;
         if !self.prefetch.is_empty() {
-            prefetch::start(Arc::clone(self.vm.memory()), self.prefetch)?;
+            prefetch::start(&mut crew, Arc::clone(self.vm.memory()), self.prefetch)?;
         }
+        crew.begin()?;
         Ok(RunningMachine {
             vm: self.vm,
             bus: self.bus,

@@ -13,13 +13,14 @@ use crate::{
         block::Block,
         entropy::Entropy,
         interrupt::Interrupt,
-        lock,
         mmio::{MmioTransport, QUEUE_NOTIFY},
         vsock::Vsock,
     },
     event_loop::EventLoop,
+    jail::filters::Kind,
     kvm::{self, Vm},
     layout::{SERIAL_IRQ, VIRTIO_IRQ_FIRST, VIRTIO_MMIO, VIRTIO_MMIO_BYTES},
+    lock::lock,
     memory::Memory,
     snapshot::DiskState,
 };
@@ -37,7 +38,7 @@ pub(super) struct Devices {
     pub transports: Vec<MmioTransport>,
     pub vsock: Arc<Mutex<Vsock>>,
     pub disks: Vec<DiskState>,
-    pub event_loops: Vec<(&'static str, EventLoop)>,
+    pub event_loops: Vec<(&'static str, Kind, EventLoop)>,
 }
 
 impl Devices {
@@ -71,7 +72,10 @@ impl Devices {
             transports: attacher.transports,
             vsock,
             disks: states,
-            event_loops: vec![("disks", disk_loop), ("streams", stream_loop)],
+            event_loops: vec![
+                ("disks", Kind::Disks, disk_loop),
+                ("streams", Kind::Streams, stream_loop),
+            ],
         })
     }
 }
@@ -95,16 +99,21 @@ impl Attacher<'_> {
         self.vm
             .connect_interrupt(interrupt.event(), VIRTIO_IRQ_FIRST + slot as u32)?;
         let queues = lock(&*device).queue_sizes().len() as u32;
-        let mut notifications = Vec::new();
+        let (mut notifications, mut wakers) = (Vec::new(), Vec::new());
         for queue in 0..queues {
             let event = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
             self.vm.connect_notification(&event, base + QUEUE_NOTIFY, queue)?;
+            wakers.push(event.try_clone()?);
             notifications.push(event);
         }
         let device: SharedDevice = device;
         let memory = Arc::clone(self.vm.memory());
-        self.transports
-            .push(MmioTransport::new(Arc::clone(&device), memory, interrupt)?);
+        self.transports.push(MmioTransport::new(
+            Arc::clone(&device),
+            memory,
+            interrupt,
+            wakers,
+        )?);
         event_loop.add(device, notifications)?;
         Ok(())
     }

@@ -13,19 +13,16 @@ use super::{
 };
 use crate::{
     config::{RestoredMachineConfig, Slot},
-    devices::{
-        bus::Bus,
-        serial::SerialPort,
-        virtio::{lock, mmio},
-    },
+    devices::{bus::Bus, serial::SerialPort, virtio::mmio},
     kvm::{
         cpuid,
         vcpu::{Shared, Vcpu},
         vcpu_state::{host_tsc, saved_msrs},
     },
+    lock::lock,
     memory,
     pause::brakes,
-    prefetch,
+    prefetch::{self, MappedAhead},
     snapshot::{self, DiskState, MachineState, StateError},
     stop::Stop,
 };
@@ -80,18 +77,27 @@ pub struct Restored {
 }
 
 impl Machine {
-    /// Restores what `config` names.
+    /// Restores what `config` names, in the memory that has been mapped for it ahead, if that is the one.
     ///
     /// # Errors
     /// [`MachineError::Restore`] for what is wrong with the saved guest; nothing is left then.
-    pub fn restore(config: RestoredMachineConfig) -> Result<Restored, MachineError> {
+    pub fn restore(
+        config: RestoredMachineConfig,
+        mapped: Option<MappedAhead>,
+    ) -> Result<Restored, MachineError> {
         let state = snapshot::read(&config.state).map_err(RestoreError::from)?;
         check(&state, &config)?;
-        let vm = parts::vm(&config.kvm, memory::restore(config.memory, state.memory_bytes)?)?;
-        let prefetch = config
-            .prefetch
-            .and_then(|file| prefetch::read(&file, state.memory_bytes).ok())
-            .unwrap_or_default();
+        let mapped = mapped.and_then(|mapped| mapped.into_memory_of(&config.memory, state.memory_bytes));
+        let (memory, prefetch) = if let Some(memory) = mapped {
+            (memory, Vec::new())
+        } else {
+            let prefetch = config
+                .prefetch
+                .and_then(|file| prefetch::read(&file, state.memory_bytes).ok())
+                .unwrap_or_default();
+            (memory::restore(config.memory, state.memory_bytes)?, prefetch)
+        };
+        let vm = parts::vm(&config.kvm, memory)?;
         let disks = slots(config.disks, &state.disks);
         let devices = Devices::new(&vm, disks, Vec::new())?;
         let serial = SerialPort::restore(&state.serial, parts::serial_interrupt(&vm)?, config.console)

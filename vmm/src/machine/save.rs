@@ -4,8 +4,8 @@ use std::fs::File;
 
 use super::RunningMachine;
 use crate::{
-    devices::virtio::lock,
     kvm::{KvmError, vcpu_state::host_tsc, vm_state::VmState},
+    lock::lock,
     memory::{self, MemoryError},
     pause::PauseError,
     snapshot::{self, MachineState, StateError},
@@ -33,17 +33,19 @@ impl RunningMachine {
     /// error, until [`RunningMachine::resume`]. Returns the bytes of memory that are not holes.
     ///
     /// vCPUs first: what they ask of devices is then in the queues. The device threads finish what they are doing, and what
-    /// is still in the queues is done when the guest is restored.
+    /// is still in the queues is done when the guest is restored. The state of each vCPU is read once nothing moves any more:
+    /// an interrupt that another vCPU or a device had sent after that would be in the state of none.
     ///
     /// # Errors
     /// [`SaveError`].
     pub fn save(&self, memory_file: &File, state_file: &File) -> Result<u64, SaveError> {
-        let vcpus = self.brakes.apply(&self.vcpus)?;
+        self.brakes.apply(&self.vcpus)?;
         self.gate.close();
+        let vcpus = self.brakes.states(&self.vcpus)?;
         let (serial, transports) = self.bus.save();
         let memory = self.vm.memory();
         let state = MachineState {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: crate::snapshot::VERSION.to_owned(),
             emulated: self.workarounds,
             host_tsc: host_tsc(),
             memory_bytes: memory::total(memory),

@@ -4,26 +4,23 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::process::CommandExt,
-    },
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
-    process::{Child, Command as Process, Stdio},
 };
 
+use brig_jail::spawn::{Process, Program};
 use brig_protocol::{
     channel::{self, ChannelError},
     vmm::{
-        BootConfig, CHANNEL_FD, Command, DiskConfig, Event, FdIndex, KvmKind, RejoinConfig, RestoreConfig,
-        SavedStream, SegmentConfig,
+        BootConfig, Command, DiskConfig, Event, FdIndex, KvmKind, RejoinConfig, RestoreConfig, SavedStream,
+        SegmentConfig,
     },
 };
 
 /// A brig-vmm and the channel to it. It ends when this is dropped.
 pub struct Vmm {
     /// The process.
-    pub child: Child,
+    pub child: Process,
     channel: Option<OwnedFd>,
 }
 
@@ -31,26 +28,17 @@ impl Vmm {
     /// Starts `binary`.
     pub fn spawn(binary: &Path) -> io::Result<Self> {
         let (ours, theirs) = channel::pair()?;
-        let raw = theirs.as_raw_fd();
-        let mut process = Process::new(binary);
-        process.stdin(Stdio::null());
-        // SAFETY: dup2 and fcntl are async-signal-safe and touch no memory.
-        unsafe {
-            process.pre_exec(move || {
-                let result = if raw == CHANNEL_FD {
-                    libc::fcntl(raw, libc::F_SETFD, 0)
-                } else {
-                    libc::dup2(raw, CHANNEL_FD)
-                };
-                if result < 0 {
-                    Err(io::Error::last_os_error())
-                } else {
-                    Ok(())
-                }
-            });
-        }
+        let stderr = io::stderr().as_fd().try_clone_to_owned()?;
+        let null = OpenOptions::new().write(true).open("/dev/null")?;
+        // The channel is a VMM's standard input: `CHANNEL_FD`.
+        let child = brig_jail::spawn::spawn(&Program {
+            file: File::open(binary)?.as_fd(),
+            arguments: &[c"brig-vmm".to_owned()],
+            streams: [theirs.as_fd(), null.as_fd(), stderr.as_fd()],
+        })
+        .map_err(io::Error::other)?;
         Ok(Self {
-            child: process.spawn()?,
+            child,
             channel: Some(ours),
         })
     }
@@ -176,7 +164,7 @@ impl Restored {
 
 impl Drop for Vmm {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        self.child.kill();
         let _ = self.child.wait();
     }
 }

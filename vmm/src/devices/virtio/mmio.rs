@@ -10,10 +10,11 @@ mod state;
 use std::{fmt, sync::Arc};
 
 use virtio_queue::{Queue, QueueT};
+use vmm_sys_util::eventfd::EventFd;
 
 pub use self::state::{RestoreError, TransportState};
-use super::{Activation, F_EVENT_IDX, F_VERSION_1, SharedDevice, interrupt::Interrupt, lock};
-use crate::memory::Memory;
+use super::{Activation, F_EVENT_IDX, F_VERSION_1, SharedDevice, interrupt::Interrupt};
+use crate::{lock::lock, memory::Memory};
 
 /// "virt" in little endian.
 const MAGIC: u32 = 0x7472_6976;
@@ -65,6 +66,8 @@ pub struct MmioTransport {
     offered: u64,
     memory: Arc<Memory>,
     interrupt: Arc<Interrupt>,
+    /// Wakes the device's thread for a queue: all work on queues is done there.
+    notifications: Vec<EventFd>,
     status: u32,
     device_features_select: u32,
     driver_features_select: u32,
@@ -83,7 +86,8 @@ impl fmt::Debug for MmioTransport {
 }
 
 impl MmioTransport {
-    /// Registers for `device`, which raises `interrupt` and works on `memory`.
+    /// Registers for `device`, which raises `interrupt` and works on `memory`. A write to one of `notifications`, which are as
+    /// many as it has queues, has its thread look into that queue.
     ///
     /// # Errors
     /// When the device asks for a queue size that is no power of two.
@@ -91,6 +95,7 @@ impl MmioTransport {
         device: SharedDevice,
         memory: Arc<Memory>,
         interrupt: Arc<Interrupt>,
+        notifications: Vec<EventFd>,
     ) -> Result<Self, virtio_queue::Error> {
         let (device_type, offered, queues) = {
             let device = lock(&*device);
@@ -107,6 +112,7 @@ impl MmioTransport {
             offered,
             memory,
             interrupt,
+            notifications,
             status: 0,
             device_features_select: 0,
             driver_features_select: 0,
@@ -159,8 +165,8 @@ impl MmioTransport {
             QUEUE_SIZE | QUEUE_READY | QUEUE_DESC_LOW..=QUEUE_DEVICE_HIGH => {
                 self.configure_queue(offset, value);
             }
-            // Reached only where KVM has no event for it.
-            QUEUE_NOTIFY => lock(&*self.device).queue_notified(value as usize),
+            // Reached only where KVM has no event for it: not for a queue that exists.
+            QUEUE_NOTIFY => self.wake(value as usize),
             INTERRUPT_ACK => self.interrupt.acknowledge(value),
             STATUS => self.set_status(value),
             _ => {}
@@ -259,6 +265,22 @@ impl MmioTransport {
             queues,
             interrupt: Arc::clone(&self.interrupt),
         });
+        self.wake_all();
+    }
+
+    /// Has the device's thread look into a queue. Its number is the driver's.
+    fn wake(&self, queue: usize) {
+        if let Some(notification) = self.notifications.get(queue) {
+            // It fails when the counter is at its end: then the thread has enough to do.
+            let _ = notification.write(1);
+        }
+    }
+
+    /// Has it look into every queue: a device that has just become active does not know what is in them.
+    fn wake_all(&self) {
+        for queue in 0..self.notifications.len() {
+            self.wake(queue);
+        }
     }
 
     fn reset(&mut self) {
@@ -287,6 +309,8 @@ fn half(features: u64, select: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     use super::*;
     use crate::{
@@ -337,6 +361,7 @@ mod tests {
     struct Driver {
         transport: MmioTransport,
         device: Arc<Mutex<Recorder>>,
+        woken: Vec<EventFd>,
     }
 
     impl Driver {
@@ -344,8 +369,17 @@ mod tests {
             let device = Arc::new(Mutex::new(Recorder::default()));
             let memory = memory::create(1 << 20).unwrap();
             let interrupt = Arc::new(Interrupt::new().unwrap());
-            let transport = MmioTransport::new(device.clone(), memory, interrupt).unwrap();
-            Self { transport, device }
+            let notifications: Vec<_> = (0..2).map(|_| EventFd::new(EFD_NONBLOCK).unwrap()).collect();
+            let woken = notifications
+                .iter()
+                .map(|event| event.try_clone().unwrap())
+                .collect();
+            let transport = MmioTransport::new(device.clone(), memory, interrupt, notifications).unwrap();
+            Self {
+                transport,
+                device,
+                woken,
+            }
         }
 
         fn read(&mut self, offset: u64) -> u32 {
@@ -356,6 +390,11 @@ mod tests {
 
         fn write(&mut self, offset: u64, value: u32) {
             self.transport.write(offset, &value.to_le_bytes());
+        }
+
+        /// The queues for which the device's thread has been woken since the last call.
+        fn woken(&self) -> Vec<bool> {
+            self.woken.iter().map(|event| event.read().is_ok()).collect()
         }
 
         fn negotiate(&mut self, features: u64) {
@@ -401,7 +440,9 @@ mod tests {
         driver.set_up_queue(0, 0x1_0000);
         driver.set_up_queue(1, 0x2_0000);
         assert_eq!(driver.read(QUEUE_READY), 1);
+        assert_eq!(driver.woken(), [false, false]);
         driver.finish();
+        assert_eq!(driver.woken(), [true, true]);
         let device = lock(&*driver.device);
         let queues = &device.active.as_ref().unwrap().queues;
         assert_eq!(
@@ -409,6 +450,17 @@ mod tests {
             (0x1_0000, 0x2_2000)
         );
         assert!(queues[0].event_idx_enabled());
+    }
+
+    #[test]
+    fn a_notification_of_a_queue_that_does_not_exist_wakes_nobody() {
+        let mut driver = Driver::new();
+        for queue in [2, 7, u32::MAX] {
+            driver.write(QUEUE_NOTIFY, queue);
+        }
+        assert_eq!(driver.woken(), [false, false]);
+        driver.write(QUEUE_NOTIFY, 1);
+        assert_eq!(driver.woken(), [false, true]);
     }
 
     #[test]

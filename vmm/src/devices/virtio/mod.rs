@@ -18,7 +18,7 @@ pub mod interrupt;
 pub mod mmio;
 pub mod vsock;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::event::epoll::EventFlags;
 use virtio_queue::{Queue, QueueT};
@@ -66,7 +66,8 @@ pub trait VirtioDevice: Send {
     /// Fills `data` from the configuration space at `offset`; what lies outside of it stays as it is.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
-    /// The driver is ready: take the queues and begin.
+    /// The driver is ready: take the queues. Nothing is done about what is in them before [`Self::queue_notified`], which the
+    /// device's own thread calls: this is called by a vCPU's.
     fn activate(&mut self, activation: Activation);
 
     /// The queues that the device works on, while it is active.
@@ -85,11 +86,6 @@ pub trait VirtioDevice: Send {
 
 /// A device that is shared between the vCPUs and a thread of the event loop.
 pub type SharedDevice = Arc<Mutex<dyn VirtioDevice>>;
-
-/// Locks a device. In a release build a panic ends the process, so a poisoned lock protects nothing broken.
-pub fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Copies the part of `config` that a read of `data.len()` bytes at `offset` covers.
 pub(crate) fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {

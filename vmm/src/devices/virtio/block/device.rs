@@ -92,7 +92,6 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, activation: Activation) {
         self.active = Some(activation);
-        self.queue_notified(0);
     }
 
     fn queues(&self) -> Option<&[Queue]> {
@@ -173,6 +172,7 @@ mod tests {
             queues: vec![ring.create_queue().unwrap()],
             interrupt: Arc::new(Interrupt::new().unwrap()),
         });
+        device.queue_notified(0);
         device.reset();
         assert_eq!(ring.used().idx().load(), 1, "the chain is given back");
         (

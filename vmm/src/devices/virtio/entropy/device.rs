@@ -34,7 +34,6 @@ impl VirtioDevice for Entropy {
 
     fn activate(&mut self, activation: Activation) {
         self.active = Some(activation);
-        self.queue_notified(0);
     }
 
     fn queues(&self) -> Option<&[Queue]> {
@@ -95,6 +94,7 @@ mod tests {
             queues: vec![ring.create_queue().unwrap()],
             interrupt: Arc::clone(&interrupt),
         });
+        device.queue_notified(0);
         assert_eq!(ring.used().idx().load(), 2);
         assert_eq!(ring.used().ring().ref_at(0).unwrap().load().len(), 32);
         assert_eq!(ring.used().ring().ref_at(1).unwrap().load().len(), 0);

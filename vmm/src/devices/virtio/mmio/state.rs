@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueState, QueueT};
 
 use super::{DEVICE_NEEDS_RESET, DRIVER_OK, MmioTransport};
-use crate::devices::virtio::{Activation, interrupt::InterruptState, lock};
+use crate::{
+    devices::virtio::{Activation, interrupt::InterruptState},
+    lock::lock,
+};
 
 /// Why saved registers do not fit a device.
 #[derive(Debug, thiserror::Error)]
@@ -145,6 +148,7 @@ impl MmioTransport {
                 queues,
                 interrupt: Arc::clone(&self.interrupt),
             });
+            self.wake_all();
         }
         Ok(())
     }

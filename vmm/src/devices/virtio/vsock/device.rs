@@ -404,8 +404,6 @@ impl VirtioDevice for Vsock {
 
     fn activate(&mut self, activation: Activation) {
         self.active = Some(activation);
-        self.empty_tx();
-        self.fill_rx();
     }
 
     fn queues(&self) -> Option<&[Queue]> {

@@ -18,8 +18,9 @@ use super::{
     packet::{HEADER_BYTES, Header, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op},
 };
 use crate::{
-    devices::virtio::{Activation, VirtioDevice, interrupt::Interrupt, lock},
+    devices::virtio::{Activation, VirtioDevice, interrupt::Interrupt},
     event_loop::EventLoop,
+    lock::lock,
     memory::{self, Memory},
     pause::Gate,
 };
@@ -134,6 +135,9 @@ impl Guest {
             queues: vec![self.rx.queue(), self.tx.queue(), Ring::new(3).queue()],
             interrupt: Arc::new(Interrupt::new().unwrap()),
         });
+        for queue in 0..2 {
+            lock(&*self.device).queue_notified(queue);
+        }
     }
 
     fn send_from(&mut self, guest_port: u32, host_port: u32, op: u16, flags: u32, data: &[u8]) {
