@@ -41,6 +41,13 @@ impl Cgroup {
         Ok(cgroup)
     }
 
+    /// The cgroup `name` below `parent`, which [`Cgroup::create`] has made.
+    pub fn existing(parent: &Path, name: &str) -> Self {
+        Self {
+            path: parent.join(name),
+        }
+    }
+
     /// Moves the calling process into the cgroup.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use std::{
 
 use brig_protocol::{
     agent::StartFailure,
-    frame::{self, FrameError, PREFIX_BYTES},
+    frame::{self, PREFIX_BYTES},
     spec::SandboxSpec,
 };
 use rustix::{
@@ -25,6 +25,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    Stdio,
     error::{LaunchError, one_line},
     rootfs::Root,
 };
@@ -37,9 +38,6 @@ const VERDICT_BYTES: usize = 64 << 10;
 
 /// Bytes of room that an order finds waiting: a usual one is smaller, and is taken in one piece.
 const USUAL_BYTES: usize = 16 << 10;
-
-/// Standard input, output and error.
-pub(crate) type Stdio = [OwnedFd; 3];
 
 /// What a zygote is told to become.
 #[derive(Debug, Serialize, Deserialize)]
@@ -71,21 +69,29 @@ impl Verdict {
     }
 }
 
-/// Sends an order with the streams and waits for what comes of it: `None`, the end of the stream, when the zygote has become the
-/// process. `BrokenPipe` and `ConnectionReset`: nobody was there to read the order.
+/// What comes of an order.
+pub(crate) struct Outcome {
+    /// What the zygote says; nothing, the end of the stream, when it has become the process.
+    pub verdict: Option<Verdict>,
+    /// The master of the process's terminal.
+    pub terminal: Option<OwnedFd>,
+}
+
+/// What comes before a descriptor, in the place of the length of a frame: no frame is empty.
+const TERMINAL: [u8; PREFIX_BYTES] = [0; PREFIX_BYTES];
+
+/// Sends an order with the streams and waits for what comes of it. `BrokenPipe` and `ConnectionReset`: nobody was there to read the order.
 ///
 /// Between the first byte sent and the first received this touches nothing but its stack: see [`crate::zygote`].
-pub(crate) fn give_order(
-    channel: &UnixStream,
-    order: &OrderRef<'_>,
-    stdio: &Stdio,
-) -> io::Result<Option<Verdict>> {
+pub(crate) fn give_order(channel: &UnixStream, order: &OrderRef<'_>, stdio: &Stdio) -> io::Result<Outcome> {
     let bytes = frame::encode(order, ORDER_BYTES).map_err(io::Error::other)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let [stdin, stdout, stderr] = stdio;
-    let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
-    control.push(SendAncillaryMessage::ScmRights(&streams));
+    let streams;
+    if let Stdio::Given([stdin, stdout, stderr]) = stdio {
+        streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        control.push(SendAncillaryMessage::ScmRights(&streams));
+    }
     let mut sent = retry_on_intr(|| {
         sendmsg(
             channel,
@@ -97,7 +103,7 @@ pub(crate) fn give_order(
     while sent < bytes.len() {
         sent += retry_on_intr(|| send(channel, &bytes[sent..], SendFlags::NOSIGNAL))?;
     }
-    receive_verdict(channel)
+    receive_outcome(channel)
 }
 
 /// A zygote's side: the room is made before it is needed.
@@ -134,7 +140,12 @@ impl OrderReader {
             })
             .flatten()
             .collect();
-        let stdio = Stdio::try_from(streams).map_err(|_| io::Error::other("not three descriptors"))?;
+        let stdio = if streams.is_empty() {
+            Stdio::Terminal
+        } else {
+            let streams = streams.try_into();
+            Stdio::Given(streams.map_err(|_| io::Error::other("not three descriptors"))?)
+        };
         // The first piece of a stream holds the prefix at least: it was sent in one.
         let prefix = self
             .bytes
@@ -160,13 +171,85 @@ pub(crate) fn send_verdict(channel: &UnixStream, verdict: &Verdict) {
 }
 
 /// Waits for a verdict. `None`: the stream has ended.
-pub(crate) fn receive_verdict(mut channel: &UnixStream) -> io::Result<Option<Verdict>> {
-    match frame::read(&mut channel, VERDICT_BYTES) {
-        Ok(verdict) => Ok(Some(verdict)),
-        Err(FrameError::Closed) => Ok(None),
-        Err(FrameError::Io(error)) => Err(error),
-        Err(error) => Err(io::Error::other(error)),
+pub(crate) fn receive_verdict(channel: &UnixStream) -> io::Result<Option<Verdict>> {
+    Ok(receive_outcome(channel)?.verdict)
+}
+
+/// Waits for what there is to say, up to the verdict or the end of the stream. Until that comes this touches nothing but its
+/// stack: see [`crate::zygote`].
+fn receive_outcome(mut channel: &UnixStream) -> io::Result<Outcome> {
+    let mut terminal = None;
+    loop {
+        let (prefix, received) = receive_prefix(channel, RecvFlags::empty())?;
+        match prefix {
+            None => {
+                return Ok(Outcome {
+                    verdict: None,
+                    terminal,
+                });
+            }
+            Some(TERMINAL) => terminal = received,
+            Some(prefix) => {
+                let length = frame::body_length(prefix, VERDICT_BYTES).map_err(io::Error::other)?;
+                let mut body = vec![0; length];
+                channel.read_exact(&mut body)?;
+                let verdict = Some(frame::decode(&body).map_err(io::Error::other)?);
+                return Ok(Outcome { verdict, terminal });
+            }
+        }
     }
+}
+
+/// The next four bytes, `None` at the end of the stream, and a descriptor that came along.
+fn receive_prefix(
+    channel: &UnixStream,
+    flags: RecvFlags,
+) -> io::Result<(Option<[u8; PREFIX_BYTES]>, Option<OwnedFd>)> {
+    let mut prefix = [0; PREFIX_BYTES];
+    let mut received = None;
+    let mut filled = 0;
+    while filled < PREFIX_BYTES {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let room = &mut [IoSliceMut::new(&mut prefix[filled..])];
+        let read = match recvmsg(channel, room, &mut control, flags | RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => continue,
+            result => result?.bytes,
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                received = descriptors.last().or(received);
+            }
+        }
+        match read {
+            0 if filled == 0 => return Ok((None, received)),
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => filled += read,
+        }
+    }
+    Ok((Some(prefix), received))
+}
+
+/// Sends the master of a terminal.
+pub(crate) fn send_terminal(channel: &UnixStream, master: &OwnedFd) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [master.as_fd()];
+    control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    retry_on_intr(|| {
+        sendmsg(
+            channel,
+            &[IoSlice::new(&TERMINAL)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )
+    })?;
+    Ok(())
+}
+
+/// Takes the master of a terminal that has been sent.
+pub(crate) fn take_terminal(channel: &UnixStream) -> Option<OwnedFd> {
+    receive_prefix(channel, RecvFlags::DONTWAIT).ok()?.1
 }
 
 #[cfg(test)]

@@ -3,13 +3,17 @@
 use std::{
     convert::Infallible,
     ffi::CString,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     path::Path,
 };
 
-use brig_protocol::spec::{CapabilitySet, ProcessSpec, SandboxSpec};
+use brig_protocol::spec::{CapabilitySet, ProcessSpec, SandboxSpec, WindowSize};
 use rustix::{
     fs::{FileType, Gid, Mode, Uid, fchown, fstat},
+    io::Errno,
     process::{chdir, setsid, umask},
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
     system::sethostname,
@@ -17,15 +21,20 @@ use rustix::{
 };
 
 use crate::{
-    capabilities,
+    Kernel, Stdio, capabilities,
     cgroup::Cgroup,
-    devices,
+    channel,
+    devices::{self, Nodes},
     error::{Context, LaunchError},
     exec::{self, Program},
     files::{self, Prepared},
-    masked, mounts, rlimits,
+    filter::{self, Filter},
+    masked, mounts,
+    namespaces::Kept,
+    rlimits,
     rootfs::{self, Root},
     signals, sysctls,
+    terminal::Terminal,
     trees::Trees,
     user::{self, Identity},
 };
@@ -35,14 +44,82 @@ pub(crate) struct Plan<'a> {
     pub spec: &'a SandboxSpec,
     pub root: &'a Root,
     pub files: &'a Path,
-    pub stdio: &'a [OwnedFd; 3],
+    pub filter: Option<Filter>,
+    pub streams: Streams<'a>,
+}
+
+/// The three streams of a process.
+pub(crate) enum Streams<'a> {
+    /// What the caller has made.
+    Given(&'a [OwnedFd; 3]),
+    /// A terminal, whose master is sent through the channel.
+    Terminal {
+        size: WindowSize,
+        channel: &'a UnixStream,
+    },
+}
+
+impl<'a> Streams<'a> {
+    /// Those that `stdio` stands for in a process whose terminal, if it has one, is of this size.
+    pub(crate) fn new(
+        stdio: &'a Stdio,
+        size: Option<WindowSize>,
+        channel: Option<&'a UnixStream>,
+    ) -> Result<Self, LaunchError> {
+        match (stdio, channel) {
+            (Stdio::Given(streams), _) => Ok(Self::Given(streams)),
+            (Stdio::Terminal, Some(channel)) => Ok(Self::Terminal {
+                size: size.unwrap_or_default(),
+                channel,
+            }),
+            (Stdio::Terminal, None) => Err(LaunchError::BadSpec {
+                what: "terminal",
+                value: String::new(),
+                problem: "has nobody who takes it",
+            }),
+        }
+    }
+}
+
+/// The last part of the way, which is that of every process of a sandbox.
+pub(crate) struct Execution<'a> {
+    pub process: &'a ProcessSpec,
+    pub streams: Streams<'a>,
+    /// The bounding set at present.
+    pub bounding: CapabilitySet,
+    /// What it may ask of the kernel; `None` for everything.
+    pub filter: Option<Filter>,
+    /// The first process gets a working directory that is missing, and its terminal as `/dev/console`.
+    pub is_first: bool,
 }
 
 /// Sets the sandbox up around the calling process, then executes the spec's program in its place.
-pub(crate) fn become_process(plan: &Plan<'_>, cgroup: Option<&Cgroup>) -> Result<Infallible, LaunchError> {
+pub(crate) fn become_process(
+    plan: Plan<'_>,
+    cgroup: Option<&Cgroup>,
+    kernel: Kernel,
+    kept: &mut Kept,
+) -> Result<Infallible, LaunchError> {
     let capabilities = plan.spec.process.capabilities;
     begin(capabilities, cgroup)?;
-    complete(plan, capabilities, None, Vec::new())
+    let trees = match kernel {
+        Kernel::Own => None,
+        Kernel::Shared => {
+            enter_time_namespace()?;
+            Some(Trees::build(plan.spec, &Nodes::borrow()?)?)
+        }
+    };
+    complete(plan, capabilities, trees, Vec::new(), kept)
+}
+
+/// Makes a time namespace, which the process is in from its exec on (time_namespaces(7), Linux 6.3; before, its children are).
+/// A kernel that was built without them has one time for all.
+fn enter_time_namespace() -> Result<(), LaunchError> {
+    // SAFETY: CLONE_NEWTIME changes which clocks are read after an exec; no file descriptor is unshared.
+    match unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWTIME) } {
+        Err(Errno::INVAL) => Ok(()),
+        result => result.step("create a time namespace"),
+    }
 }
 
 /// What depends neither on the image nor on who the sandbox is. The bounding set is that of `capabilities` then.
@@ -59,22 +136,52 @@ pub(crate) fn begin(capabilities: CapabilitySet, cgroup: Option<&Cgroup>) -> Res
 /// The rest of the way, after [`begin`]. `trees` are the spec's mounts when they have been made in advance, and `files` those of
 /// the engine's files that have been.
 pub(crate) fn complete(
-    plan: &Plan<'_>,
+    plan: Plan<'_>,
     bounding: CapabilitySet,
     trees: Option<Trees>,
     files: Vec<Prepared>,
+    kept: &mut Kept,
 ) -> Result<Infallible, LaunchError> {
-    let process = &plan.spec.process;
     sethostname(plan.spec.hostname.as_bytes()).step_on("set the hostname", &plan.spec.hostname)?;
-    fill_root(plan, trees, files)?;
+    fill_root(&plan, trees, files)?;
+    make_directories(&plan.spec.directories)?;
+    let execution = Execution {
+        process: &plan.spec.process,
+        streams: plan.streams,
+        bounding,
+        filter: plan.filter,
+        is_first: true,
+    };
+    execute(&execution, kept)
+}
 
+/// Becomes the user's program. The calling process is in the sandbox already.
+pub(crate) fn execute(execution: &Execution<'_>, kept: &mut Kept) -> Result<Infallible, LaunchError> {
+    let Execution {
+        process, bounding, ..
+    } = execution;
     let identity = user::resolve(&process.user)?;
-    let program = Program::new(&process.args, &environment(process, &identity)?)?;
-    enter_working_directory(&process.cwd)?;
-    take_stdio(plan.stdio, &identity)?;
-    capabilities::bound(bounding, process.capabilities)?;
+    let program = Program::new(&process.args, environment(process, &identity)?)?;
+    let program = kept.program.insert(program);
+    enter_working_directory(&process.cwd, execution.is_first)?;
+    match &execution.streams {
+        Streams::Given(stdio) => take_stdio(stdio, &identity)?,
+        Streams::Terminal { size, channel } => {
+            let terminal = Terminal::open(*size)?;
+            if execution.is_first {
+                terminal.bind_console()?;
+            }
+            terminal.take(&identity)?;
+            channel::send_terminal(channel, &terminal.master).step("hand the terminal over")?;
+        }
+    }
+    capabilities::bound(*bounding, process.capabilities)?;
     // From here on nothing large is allocated: the limits hold for this process, and its memory may be the caller's.
     rlimits::apply(&process.rlimits)?;
+    if let Some(filter) = execution.filter {
+        // What follows is allowed by any filter that a process can live with.
+        filter::set(filter)?;
+    }
     assume(&identity)?;
     capabilities::limit(process.capabilities)?;
     if process.no_new_privileges {
@@ -98,10 +205,10 @@ fn fill_root(plan: &Plan<'_>, trees: Option<Trees>, files: Vec<Prepared>) -> Res
     let spec = plan.spec;
     let root = plan.root.mount()?;
     // Between the two: the root comes first in /proc/mounts, as everybody expects, and the files still have a name.
-    let files = files::prepare(&spec.files, plan.files, files)?;
+    let files = files::prepare_for(plan.root.image(), &spec.files, plan.files, files)?;
     rootfs::enter(root)?;
     let Some(trees) = trees else {
-        furnish(spec)?;
+        furnish(spec, &Nodes::Make)?;
         files::bind(&files)?;
         return cover(spec, |_| true);
     };
@@ -110,13 +217,24 @@ fn fill_root(plan: &Plan<'_>, trees: Option<Trees>, files: Vec<Prepared>) -> Res
     cover(spec, |path| !trees.hold(path))
 }
 
+/// Makes the directories that are missing. What the image has in the place of one stays as it is.
+fn make_directories(paths: &[String]) -> Result<(), LaunchError> {
+    for path in paths.iter().filter(|path| path.starts_with('/')) {
+        match std::fs::create_dir_all(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            made => made.step_on("create the directory", path)?,
+        }
+    }
+    Ok(())
+}
+
 /// Mounts the spec's filesystems below the root of the calling process and fills them.
-pub(crate) fn furnish(spec: &SandboxSpec) -> Result<(), LaunchError> {
+pub(crate) fn furnish(spec: &SandboxSpec, nodes: &Nodes) -> Result<(), LaunchError> {
     for mount in &spec.mounts {
         mounts::mount(mount)?;
     }
     if mounts::any_on(&spec.mounts, "/dev") {
-        devices::populate()?;
+        devices::populate(nodes)?;
     }
     if mounts::any_on(&spec.mounts, "/proc") {
         sysctls::apply()?;
@@ -144,8 +262,8 @@ fn environment(process: &ProcessSpec, identity: &Identity) -> Result<Vec<CString
         .collect()
 }
 
-/// Changes to the working directory; it is made when it is missing, for root, as with Docker.
-fn enter_working_directory(cwd: &str) -> Result<(), LaunchError> {
+/// Changes to the working directory; with `make` it is made when it is missing, for root, as with Docker.
+fn enter_working_directory(cwd: &str, make: bool) -> Result<(), LaunchError> {
     if !cwd.starts_with('/') {
         return Err(LaunchError::BadSpec {
             what: "working directory",
@@ -154,11 +272,20 @@ fn enter_working_directory(cwd: &str) -> Result<(), LaunchError> {
         });
     }
     match chdir(cwd) {
-        Err(rustix::io::Errno::NOENT) => {
+        Err(rustix::io::Errno::NOENT) if make => {
             std::fs::create_dir_all(cwd).step_on("create the working directory", cwd)?;
-            chdir(cwd).step_on("enter the working directory", cwd)
+            chdir(cwd).step_on("enter the working directory", cwd)?;
         }
-        result => result.step_on("enter the working directory", cwd),
+        result => result.step_on("enter the working directory", cwd)?,
+    }
+    // A link of the image's through `/proc` could lead to a directory that the launcher has open (CVE-2024-21626).
+    match rustix::process::getcwd(Vec::new()) {
+        Ok(path) if path.to_bytes().starts_with(b"/") => Ok(()),
+        _ => Err(LaunchError::BadSpec {
+            what: "working directory",
+            value: cwd.to_owned(),
+            problem: "is not in the root filesystem",
+        }),
     }
 }
 
@@ -181,7 +308,7 @@ fn take_stdio(stdio: &[OwnedFd; 3], identity: &Identity) -> Result<(), LaunchErr
         // A device, the null device say, keeps its owner.
         if identity.uid != 0 && FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice {
             let uid = Uid::from_raw(identity.uid);
-            fchown(stream(index), Some(uid), None).step("give the standard streams to the user")?;
+            fchown(stream(index), Some(uid), None).map_err(|e| no_such_id(e, "user", identity.uid))?;
         }
     }
     dup2_stdin(stream(0)).step("set standard input")?;
@@ -189,11 +316,30 @@ fn take_stdio(stdio: &[OwnedFd; 3], identity: &Identity) -> Result<(), LaunchErr
     dup2_stderr(stream(2)).step("set standard error")
 }
 
+/// Says that a user namespace has not got an id.
+fn no_such_id(error: Errno, what: &'static str, id: u32) -> LaunchError {
+    match error {
+        Errno::INVAL => LaunchError::BadSpec {
+            what,
+            value: id.to_string(),
+            problem: "has no id in this sandbox: give whoever runs brig subordinate ids (/etc/subuid, /etc/subgid)",
+        },
+        error => LaunchError::Step {
+            action: format!("become the {what} {id}"),
+            source: error.into(),
+        },
+    }
+}
+
 /// Becomes the user: groups first, as only root may set them (credentials(7)).
 fn assume(identity: &Identity) -> Result<(), LaunchError> {
     let groups: Vec<Gid> = identity.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
-    set_thread_groups(&groups).step("set the supplementary groups")?;
+    match set_thread_groups(&groups) {
+        // In a user namespace with one id nobody may, and there is no group that could be in the list but the only one.
+        Err(Errno::PERM) if identity.gid == 0 => {}
+        result => result.step("set the supplementary groups")?,
+    }
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
-    set_thread_res_gid(gid, gid, gid).step_on("become the group", identity.gid)?;
-    set_thread_res_uid(uid, uid, uid).step_on("become the user", identity.uid)
+    set_thread_res_gid(gid, gid, gid).map_err(|e| no_such_id(e, "group", identity.gid))?;
+    set_thread_res_uid(uid, uid, uid).map_err(|e| no_such_id(e, "user", identity.uid))
 }

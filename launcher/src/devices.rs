@@ -5,10 +5,12 @@
 //! cgroup. Here the sandbox's filesystems are mounted `nodev`, and the nodes that may be opened are mounts of their own, which
 //! are not: the process may neither mount nor change mounts.
 
+use std::os::fd::OwnedFd;
+
 use rustix::{
-    fs::{CWD, FileType, Mode, OFlags, lstat, makedev, mknodat, open, symlink},
+    fs::{CWD, FileType, Mode, OFlags, fstat, lstat, makedev, mknodat, open, symlink},
     io::Errno,
-    mount::mount_bind,
+    mount::{OpenTreeFlags, mount_bind, open_tree},
     process::umask,
 };
 
@@ -36,12 +38,51 @@ const LINKS: [(&str, &str); 5] = [
     ("/dev/ptmx", "pts/ptmx"),
 ];
 
+/// Where the device nodes of a sandbox come from.
+#[derive(Debug)]
+pub(crate) enum Nodes {
+    /// They are made.
+    Make,
+    /// They are the caller's own, each a mount that is attached nowhere yet, in the order of [`NODES`].
+    Borrowed(Vec<OwnedFd>),
+}
+
+impl Nodes {
+    /// Those of the calling process's `/dev`.
+    pub(crate) fn borrow() -> Result<Self, LaunchError> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let borrow = |&(path, major, minor): &(&str, u32, u32)| {
+            let tree = open_tree(CWD, path, flags).step_on("bind the device", path)?;
+            let stat = fstat(&tree).step_on("look at the device", path)?;
+            if FileType::from_raw_mode(stat.st_mode) != FileType::CharacterDevice
+                || stat.st_rdev != makedev(major, minor)
+            {
+                return Err(Errno::NODEV).step_on("find the device", path);
+            }
+            Ok(tree)
+        };
+        NODES
+            .iter()
+            .map(borrow)
+            .collect::<Result<_, _>>()
+            .map(Self::Borrowed)
+    }
+}
+
 /// Fills a new `/dev`.
-pub(crate) fn populate() -> Result<(), LaunchError> {
-    let before = umask(Mode::empty());
-    let made = create_nodes();
-    umask(before);
-    made?;
+pub(crate) fn populate(nodes: &Nodes) -> Result<(), LaunchError> {
+    match nodes {
+        Nodes::Make => {
+            let before = umask(Mode::empty());
+            let made = create_nodes();
+            umask(before);
+            made?;
+            for (path, ..) in NODES {
+                mount_bind(path, path).step_on("bind the device", path)?;
+            }
+        }
+        Nodes::Borrowed(trees) => attach_nodes(trees)?,
+    }
     allow_nodes_only()?;
     for (path, target) in LINKS {
         symlink(target, path).step_on("create the link", path)?;
@@ -59,11 +100,18 @@ fn create_nodes() -> Result<(), LaunchError> {
     Ok(())
 }
 
-/// Binds each node over itself, then forbids device nodes in what is left of `/dev`.
-fn allow_nodes_only() -> Result<(), LaunchError> {
-    for (path, ..) in NODES {
-        mount_bind(path, path).step_on("bind the device", path)?;
+/// Attaches nodes to empty files.
+fn attach_nodes(trees: &[OwnedFd]) -> Result<(), LaunchError> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    for ((path, ..), tree) in NODES.iter().zip(trees) {
+        let file = open(*path, flags, Mode::from_raw_mode(0o600)).step_on("create", path)?;
+        mounts::attach(tree, &file).step_on("bind the device", path)?;
     }
+    Ok(())
+}
+
+/// Forbids device nodes in what is no node's mount of `/dev`.
+fn allow_nodes_only() -> Result<(), LaunchError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = open("/dev", flags, Mode::empty()).step("open /dev")?;
     mounts::set_attributes(&directory, libc::MOUNT_ATTR_NODEV, Reach::Itself)

@@ -17,13 +17,16 @@ pub(crate) struct Program {
     name: String,
     /// Where to try, in this order.
     candidates: Vec<CString>,
-    arguments: Vec<CString>,
-    environment: Vec<CString>,
+    /// As execve(2) takes them: pointers to the strings behind them, and a null pointer.
+    argument_list: Vec<*const c_char>,
+    environment_list: Vec<*const c_char>,
+    _arguments: Vec<CString>,
+    _environment: Vec<CString>,
 }
 
 impl Program {
     /// Prepares to execute `args[0]`: looked up in the `PATH` of `environment` when it has no slash (environ(7)).
-    pub(crate) fn new(args: &[String], environment: &[CString]) -> Result<Self, LaunchError> {
+    pub(crate) fn new(args: &[String], environment: Vec<CString>) -> Result<Self, LaunchError> {
         let name = match args.first() {
             Some(name) if !name.is_empty() => name.clone(),
             _ => {
@@ -41,20 +44,21 @@ impl Program {
         let candidates = if name.contains('/') {
             vec![arguments[0].clone()]
         } else {
-            in_path(search_path(environment), arguments[0].to_bytes())
+            in_path(search_path(&environment), arguments[0].to_bytes())
         };
         Ok(Self {
             name,
             candidates,
-            arguments,
-            environment: environment.to_vec(),
+            argument_list: pointers(&arguments),
+            environment_list: pointers(&environment),
+            _arguments: arguments,
+            _environment: environment,
         })
     }
 
     /// Executes it. Returns only when that fails.
     pub(crate) fn execute(&self) -> LaunchError {
-        let arguments = pointers(&self.arguments);
-        let environment = pointers(&self.environment);
+        let (arguments, environment) = (&self.argument_list, &self.environment_list);
         for candidate in &self.candidates {
             // SAFETY: the path is a NUL-terminated string, and both lists hold pointers to such strings, which `self` keeps,
             // and end with a null pointer.
@@ -151,7 +155,7 @@ mod tests {
     fn attempt(args: &[&str], path: &str) -> LaunchError {
         let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
         let environment = [CString::new(format!("PATH={path}")).unwrap()];
-        Program::new(&args, &environment).map_or_else(|e| e, |program| program.execute())
+        Program::new(&args, environment.to_vec()).map_or_else(|e| e, |program| program.execute())
     }
 
     #[test]

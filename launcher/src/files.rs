@@ -1,6 +1,6 @@
-//! The engine's files (`/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`): written outside of the root filesystem and
-//! bound over the image's, as Docker does. A process can write to them and cannot replace them; the image's own files
-//! and the writable layer stay as they are.
+//! The engine's files (`/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf`, `/etc/machine-id`): written outside of the root
+//! filesystem and bound over the image's, as Docker does. A process can write to them and cannot replace them; the image's
+//! own files and the writable layer stay as they are.
 
 use std::{
     fs::{self, File},
@@ -12,9 +12,9 @@ use std::{
     path::Path,
 };
 
-use brig_protocol::spec::FileSpec;
+use brig_protocol::spec::{FileImages, FileSpec};
 use rustix::{
-    fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2},
     io::Errno,
     mount::{OpenTreeFlags, open_tree},
 };
@@ -35,28 +35,43 @@ pub(crate) struct Prepared {
     tree: OwnedFd,
 }
 
-/// Writes `files` into `directory`. Called before the root filesystem is entered, when `directory` still has a name. Those of
-/// `before`, which have been written there in advance, get what has changed of their content.
-pub(crate) fn prepare(
+/// Writes `files` into `directory`, each under its number. Called before the root filesystem is entered, when `directory` still
+/// has a name.
+pub(crate) fn prepare(files: &[FileSpec], directory: &Path) -> Result<Vec<Prepared>, LaunchError> {
+    (0..)
+        .zip(files)
+        .map(|(index, file)| Prepared::new(index, file, directory))
+        .collect()
+}
+
+/// The same for those that `image` gets. Those of `before`, which have been written in advance, get what has changed of their
+/// content.
+pub(crate) fn prepare_for(
+    image: &Path,
     files: &[FileSpec],
     directory: &Path,
     before: Vec<Prepared>,
 ) -> Result<Vec<Prepared>, LaunchError> {
     let mut before = before.into_iter();
-    files
-        .iter()
-        .enumerate()
-        .map(|(index, file)| match before.next() {
-            Some(prepared) if prepared.spec.path == file.path && prepared.spec.mode == file.mode => {
-                prepared.with_content(&file.content).step_on("write", &file.path)
+    let mut prepared = Vec::with_capacity(files.len());
+    for (index, file) in (0..).zip(files) {
+        let in_advance = before.next();
+        if !is_for(file, image).step_on("look in the image for", &file.path)? {
+            continue;
+        }
+        prepared.push(match in_advance {
+            Some(written) if written.spec.path == file.path && written.spec.mode == file.mode => {
+                written.with_content(&file.content).step_on("write", &file.path)?
             }
-            _ => Prepared::new(file, &directory.join(index.to_string())),
-        })
-        .collect()
+            _ => Prepared::new(index, file, directory)?,
+        });
+    }
+    Ok(prepared)
 }
 
 impl Prepared {
-    fn new(file: &FileSpec, source: &Path) -> Result<Self, LaunchError> {
+    fn new(index: usize, file: &FileSpec, directory: &Path) -> Result<Self, LaunchError> {
+        let source = &directory.join(index.to_string());
         let opened = write(source, file).step_on("write", &file.path)?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let tree = open_tree(CWD, source, flags).step_on("bind", &file.path)?;
@@ -69,11 +84,37 @@ impl Prepared {
 
     fn with_content(mut self, content: &[u8]) -> io::Result<Self> {
         if self.spec.content != content {
-            self.file.set_len(0)?;
+            if self.spec.content.len() != content.len() {
+                self.file.set_len(0)?;
+            }
             self.file.write_all_at(content, 0)?;
             self.spec.content = content.to_vec();
         }
         Ok(self)
+    }
+}
+
+/// Whether the image that is mounted at `image` gets `file`.
+fn is_for(file: &FileSpec, image: &Path) -> io::Result<bool> {
+    match file.images {
+        FileImages::All => Ok(true),
+        FileImages::WithFile => has_regular_file(image, &file.path),
+    }
+}
+
+/// Whether the image has a regular file at `path`. Its links lead nowhere but into it.
+fn has_regular_file(image: &Path, path: &str) -> io::Result<bool> {
+    let top = open(
+        image,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    match openat2(&top, path, flags, Mode::empty(), resolve) {
+        Ok(found) => Ok(FileType::from_raw_mode(fstat(&found)?.st_mode) == FileType::RegularFile),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
+        Err(e) => Err(e.into()),
     }
 }
 

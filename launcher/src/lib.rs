@@ -13,7 +13,11 @@
 //! | mounts, device nodes, kernel settings, the engine's files, hidden and read-only paths | [`mounts`], [`devices`], [`sysctls`], [`files`], [`masked`] |
 //! | user and groups are looked up in the image's own files | [`user`] |
 //! | working directory, standard streams, limits, signals, capabilities, identity | `child`, [`rlimits`], [`signals`], [`capabilities`] |
+//! | a terminal of the sandbox's own in the place of the three streams | [`terminal`] |
+//! | the filter of system calls | [`filter`] |
 //! | the program is found and executed | [`exec`] |
+//!
+//! A further process of a sandbox that runs enters by [`enter`], and goes the last three steps.
 //!
 //! **Paths of an image are hostile.** Everything that comes from the image is touched only after pivot_root(2): from
 //! then on the root of path resolution is the image itself and no mount of the old tree is left in the mount
@@ -26,9 +30,11 @@ pub mod cgroup;
 mod channel;
 mod child;
 pub mod devices;
+pub mod enter;
 pub mod error;
 pub mod exec;
 pub mod files;
+pub mod filter;
 pub mod masked;
 pub mod mounts;
 pub mod namespaces;
@@ -38,16 +44,32 @@ pub mod rootfs;
 pub mod running;
 pub mod signals;
 pub mod sysctls;
+pub mod terminal;
 mod trees;
 pub mod user;
 pub mod zygote;
 
-use std::{os::fd::OwnedFd, path::Path};
+use std::{
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::Path,
+};
 
 use brig_protocol::spec::SandboxSpec;
 use rustix::process::Pid;
 
+use crate::error::Context;
 pub use crate::{error::LaunchError, rootfs::Root, zygote::Zygote};
+
+/// Whose kernel runs the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Kernel {
+    /// A guest's, which is there for the sandbox alone; the caller is its root.
+    Own,
+    /// The host's, which runs everything else too; the caller is root of a user namespace (user_namespaces(7)). It cannot
+    /// make device nodes: those of its own `/dev` are the sandbox's. And `proc` and `sysfs` are mounted while its own are still
+    /// to be seen, as the kernel shows nobody more of them than before.
+    Shared,
+}
 
 /// What [`start`] needs besides the spec: what the caller has made ready.
 #[derive(Debug)]
@@ -61,8 +83,31 @@ pub struct Launch<'a> {
     pub files: &'a Path,
     /// The cgroup that the process joins, when it has one of its own.
     pub cgroup: Option<&'a cgroup::Cgroup>,
+    /// Whose kernel this is.
+    pub kernel: Kernel,
+    /// What the process may ask of it; `None` for everything.
+    pub filter: Option<filter::Filter>,
+    /// The process's streams.
+    pub stdio: Stdio,
+}
+
+/// The streams of a process.
+#[derive(Debug)]
+pub enum Stdio {
     /// Standard input, output and error.
-    pub stdio: [OwnedFd; 3],
+    Given([OwnedFd; 3]),
+    /// A terminal, which is made in the sandbox.
+    Terminal,
+}
+
+impl Stdio {
+    /// What the master of a terminal comes through, when there is to be one: the near end and the far end.
+    fn terminal_channel(&self) -> Result<Option<(UnixStream, UnixStream)>, LaunchError> {
+        match self {
+            Self::Given(_) => Ok(None),
+            Self::Terminal => UnixStream::pair().map(Some).step("create a socket pair"),
+        }
+    }
 }
 
 /// A process that was started.
@@ -73,6 +118,8 @@ pub struct Started {
     /// Its mount namespace, where that can be had, see [`running::mount_namespace`]. A process may have ended before this can
     /// be opened, unless it waited first.
     pub mounts: Option<OwnedFd>,
+    /// The master of its terminal, when it has one; non-blocking.
+    pub terminal: Option<OwnedFd>,
 }
 
 /// Starts the first process of a sandbox and returns once the exec has succeeded. It inherits the network namespace of the calling thread, see [`network::enter_new`].
@@ -95,19 +142,25 @@ pub fn start(launch: Launch<'_>, zygote: Option<Zygote>) -> Result<Started, Laun
         root,
         files,
         cgroup,
+        kernel,
+        filter,
         stdio,
     } = &launch;
-    let pid = namespaces::run_in_new(&|| {
+    let pair = stdio.terminal_channel()?;
+    let channel = pair.as_ref().map(|(_, far)| far);
+    let pid = namespaces::run_in_new(&|kept| {
         let plan = child::Plan {
             spec,
             root,
             files,
-            stdio,
+            filter: *filter,
+            streams: child::Streams::new(stdio, spec.process.tty, channel)?,
         };
-        child::become_process(&plan, *cgroup)
+        child::become_process(plan, *cgroup, *kernel, kept)
     })?;
     Ok(Started {
         pid,
         mounts: running::mount_namespace(pid).ok(),
+        terminal: pair.and_then(|(near, _)| channel::take_terminal(&near)),
     })
 }

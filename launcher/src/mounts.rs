@@ -67,7 +67,10 @@ pub(crate) fn target_directory(spec: &MountSpec) -> Result<OwnedFd, LaunchError>
 }
 
 /// A new filesystem that is attached nowhere yet.
-pub(crate) fn new_tree(kind: &str, source: &str, options: &[String]) -> io::Result<OwnedFd> {
+///
+/// # Errors
+/// Those of fsopen(2), fsconfig(2) and fsmount(2), in the filesystem's own words where it has some.
+pub fn new_tree(kind: &str, source: &str, options: &[String]) -> io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     configure(&context, kind, source, options).map_err(|e| said_by(&context, e))
 }
@@ -122,14 +125,17 @@ fn said_by(context: &OwnedFd, error: Errno) -> io::Error {
 }
 
 /// Attaches a detached tree over `target`.
-pub(crate) fn attach(tree: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
+///
+/// # Errors
+/// Those of move_mount(2).
+pub fn attach(tree: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(move_mount(tree, "", target, "", flags)?)
 }
 
 /// Which mounts an attribute is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reach {
+pub enum Reach {
     /// The one alone.
     Itself,
     /// It and those that are mounted on directories below it.
@@ -137,7 +143,10 @@ pub(crate) enum Reach {
 }
 
 /// Gives the mount whose root is `tree` attributes, `MOUNT_ATTR_…`; the others stay (mount_setattr(2)).
-pub(crate) fn set_attributes(tree: &OwnedFd, attributes: u64, reach: Reach) -> io::Result<()> {
+///
+/// # Errors
+/// Those of mount_setattr(2).
+pub fn set_attributes(tree: &OwnedFd, attributes: u64, reach: Reach) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: attributes,
         attr_clr: 0,

@@ -20,6 +20,7 @@ use rustix::{
 
 use crate::{
     error::{Context, LaunchError},
+    exec::Program,
     signals,
 };
 
@@ -34,29 +35,56 @@ pub(crate) const FAILED: c_int = 125;
 
 /// The namespaces of a sandbox that its first process is made in. The network namespace exists already, and the cgroup
 /// namespace follows when the cgroup has been joined.
-const NAMESPACES: c_int = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
+pub(crate) const NAMESPACES: c_int =
+    libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
+
+/// What a child has allocated and still holds when it executes its program: the caller frees it.
+#[derive(Default)]
+pub(crate) struct Kept {
+    /// What it executes.
+    pub program: Option<Program>,
+    /// Its pid, where it has looked at it.
+    pub pid: u32,
+}
 
 /// Runs `body` as a child process in new namespaces until it executes a program; returns the child's pid then.
 ///
-/// What `body` allocates and still holds when it executes the program stays allocated in the caller: nobody is left to
-/// free it. So it borrows the descriptors that it works on, which are the caller's to close, and a start costs the
-/// caller some kilobytes of arguments, environment and paths.
+/// # Errors
+/// As [`run_on`].
+pub(crate) fn run_in_new(body: &Body<'_>) -> Result<Pid, LaunchError> {
+    let mut stack = Stack::new().step("allocate a stack")?;
+    let (pid, _kept) = run_on(NAMESPACES, &mut stack, body)?;
+    Ok(pid)
+}
+
+/// The same in these new namespaces (`CLONE_NEW…`) and on this stack.
+///
+/// What `body` allocates and holds when it executes the program, other than in its [`Kept`], stays allocated in the caller:
+/// nobody is left to free it. So it borrows the descriptors that it works on, which are the caller's to close.
 ///
 /// # Errors
 /// That of `body`, or of clone(2); the child has been collected in both cases.
-pub fn run_in_new(body: &Body<'_>) -> Result<Pid, LaunchError> {
-    let mut stack = Stack::new().step("allocate a stack")?;
-    let mut task = Task { body, error: None };
+pub(crate) fn run_on(
+    namespaces: c_int,
+    stack: &mut Stack,
+    body: &Body<'_>,
+) -> Result<(Pid, Kept), LaunchError> {
+    let mut task = Task {
+        body,
+        kept: Kept::default(),
+        error: None,
+    };
     // A handler of the caller's must not run in the child, where it would act on the caller's memory.
     let blocked = signals::BlockedSignals::new();
+    let flags = namespaces | libc::CLONE_VFORK;
     // SAFETY: `entry` takes a pointer to a `Task`, which is what it gets, and with CLONE_VFORK this thread, whose frames own
     // `task` and `stack`, does not run until the child has left that memory by exec or exit: the two never run at
     // the same time, so the child has the exclusive access that `&mut` promises.
-    let pid = unsafe { clone_sharing_memory(libc::CLONE_VFORK, &mut stack, entry, (&raw mut task).cast()) };
+    let pid = unsafe { clone_sharing_memory(flags, stack, entry, (&raw mut task).cast()) };
     drop(blocked);
-    let pid = pid.step("create the sandbox's namespaces")?;
+    let pid = pid.step("create a process of the sandbox")?;
     match task.error.take() {
-        None => Ok(pid),
+        None => Ok((pid, task.kept)),
         Some(error) => {
             collect(pid);
             Err(error)
@@ -65,15 +93,16 @@ pub fn run_in_new(body: &Body<'_>) -> Result<Pid, LaunchError> {
 }
 
 /// What a child does.
-pub(crate) type Body<'a> = dyn Fn() -> Result<Infallible, LaunchError> + 'a;
+pub(crate) type Body<'a> = dyn Fn(&mut Kept) -> Result<Infallible, LaunchError> + 'a;
 
 /// What the child does, and what it says when it fails.
 struct Task<'a> {
     body: &'a Body<'a>,
+    kept: Kept,
     error: Option<LaunchError>,
 }
 
-/// clone(2) of a child in new namespaces that runs `entry` on `stack` in the caller's memory.
+/// clone(2) of a child that runs `entry` on `stack` in the caller's memory.
 ///
 /// # Safety
 /// `entry` may be called with `argument`, and `stack` is the child's until it has left this memory by exec or exit. The child
@@ -85,7 +114,7 @@ pub(crate) unsafe fn clone_sharing_memory(
     entry: extern "C" fn(*mut c_void) -> c_int,
     argument: *mut c_void,
 ) -> io::Result<Pid> {
-    let flags = flags | NAMESPACES | libc::CLONE_VM | libc::SIGCHLD;
+    let flags = flags | libc::CLONE_VM | libc::SIGCHLD;
     // SAFETY: the stack is as large as `Stack` says, ends above a guard page and is aligned to a page; the rest is the
     // caller's promise.
     let pid = unsafe { libc::clone(entry, stack.top(), flags, argument) };
@@ -99,14 +128,14 @@ pub(crate) unsafe fn clone_sharing_memory(
 extern "C" fn entry(task: *mut c_void) -> c_int {
     // SAFETY: `run_in_new` passes a pointer to its `Task` and does not run meanwhile.
     let task = unsafe { &mut *task.cast::<Task<'_>>() };
-    task.error = Some(run_caught(task.body));
+    task.error = Some(run_caught(task.body, &mut task.kept));
     // The C library ends the child by the exit system call alone: no handler of the caller's runs.
     FAILED
 }
 
 /// Runs `body` to its error. A panic is one too: it must not unwind into the frames of the caller of clone(2).
-pub(crate) fn run_caught(body: &Body<'_>) -> LaunchError {
-    match catch_unwind(AssertUnwindSafe(body)) {
+pub(crate) fn run_caught(body: &Body<'_>, kept: &mut Kept) -> LaunchError {
+    match catch_unwind(AssertUnwindSafe(|| body(kept))) {
         Ok(Err(error)) => error,
         Ok(Ok(never)) => match never {},
         Err(_) => LaunchError::Step {

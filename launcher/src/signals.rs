@@ -2,7 +2,7 @@
 
 use std::{io, mem::MaybeUninit, ptr};
 
-use libc::{SIG_BLOCK, SIG_DFL, SIG_SETMASK, SIGKILL, SIGSTOP, c_int, sigset_t};
+use libc::{SIG_BLOCK, SIG_DFL, SIG_IGN, SIG_SETMASK, SIGKILL, SIGSTOP, c_int, sigset_t};
 
 /// Signals that the kernel has (`_NSIG`).
 const SIGNALS: c_int = 64;
@@ -52,12 +52,54 @@ pub fn reset() -> io::Result<()> {
             set_default(signal)?;
         }
     }
+    unblock_all()
+}
+
+fn unblock_all() -> io::Result<()> {
     let none = empty();
     // SAFETY: `none` is a set of this function's own; a null pointer asks for no old set.
     match unsafe { libc::pthread_sigmask(SIG_SETMASK, &raw const none, ptr::null_mut()) } {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
     }
+}
+
+/// The signals that the calling process ignores.
+///
+/// # Errors
+/// Those of rt_sigaction(2).
+pub fn ignored() -> io::Result<Vec<c_int>> {
+    let mut ignored = Vec::new();
+    for signal in 1..=SIGNALS {
+        let mut present = [0u64; 4];
+        // SAFETY: nothing is changed through a null pointer, and the kernel writes as many bytes as its sigaction has, 32 on
+        // x86-64, all of them in `present`.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                ptr::null::<u64>(),
+                present.as_mut_ptr(),
+                size_of::<u64>(),
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // The handler comes first.
+        if present[0] == SIG_IGN as u64 {
+            ignored.push(signal);
+        }
+    }
+    Ok(ignored)
+}
+
+/// As [`reset`], for a process that ignores no signal but these: handlers do not survive an exec.
+pub(crate) fn forget(ignored: &[c_int]) -> io::Result<()> {
+    for &signal in ignored {
+        set_default(signal)?;
+    }
+    unblock_all()
 }
 
 /// rt_sigaction(2) itself: the C library refuses the signals that it keeps for its own threads, which are another

@@ -15,6 +15,7 @@ use rustix::{
 
 use crate::{
     child,
+    devices::Nodes,
     error::{Context, LaunchError},
     masked::clone_tree,
     mounts,
@@ -29,9 +30,9 @@ pub(crate) struct Trees {
 impl Trees {
     /// Makes what `spec` mounts, hidden and read-only paths included. The calling process is alone in a private mount
     /// namespace; its root is what it was when this returns.
-    pub(crate) fn build(spec: &SandboxSpec) -> Result<Self, LaunchError> {
+    pub(crate) fn build(spec: &SandboxSpec, nodes: &Nodes) -> Result<Self, LaunchError> {
         let staging = Staging::enter()?;
-        child::furnish(spec)?;
+        child::furnish(spec, nodes)?;
         child::cover(spec, |path| lies_in_a_mount(&spec.mounts, path))?;
         let all = outermost(&spec.mounts)
             .map(|mount| {

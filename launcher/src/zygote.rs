@@ -25,11 +25,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::{
     Launch, Started,
     cgroup::Cgroup,
-    channel::{self, OrderReader, OrderRef, Verdict},
-    child,
+    channel::{self, OrderReader, OrderRef, Outcome, Verdict},
+    child::{self, Streams},
+    devices::Nodes,
     error::{Context, LaunchError},
     files,
-    namespaces::{self, FAILED, Stack},
+    namespaces::{self, FAILED, Kept, NAMESPACES, Stack},
     rootfs::Root,
     running,
     signals::BlockedSignals,
@@ -75,7 +76,7 @@ impl Zygote {
         // SAFETY: `entry` takes a pointer to a `Life` out of a box, which is what it gets, and the stack is never unmapped. The two
         // take turns as the module says: up to the verdict that is waited for below, this thread makes system calls
         // on values of its own stack.
-        let pid = unsafe { namespaces::clone_sharing_memory(0, &mut stack, entry, life.cast()) };
+        let pid = unsafe { namespaces::clone_sharing_memory(NAMESPACES, &mut stack, entry, life.cast()) };
         drop(blocked);
         // SAFETY: the zygote has a table of descriptors of its own; in this one nothing else closes the number, as the value that
         // owned it is the zygote's now.
@@ -133,15 +134,21 @@ impl Zygote {
         };
         let failure = match channel::give_order(&self.channel, &order, &launch.stdio) {
             // It is the sandbox's process now: its channel was closed by the exec.
-            Ok(None) => {
+            Ok(Outcome {
+                verdict: None,
+                terminal,
+            }) => {
                 self.is_gone = true;
                 return Ok(Some(Started {
                     pid: self.pid,
                     mounts: self.mounts.take(),
+                    terminal,
                 }));
             }
-            Ok(Some(Verdict::Failed { kind, message })) => LaunchError::Reported { kind, message },
-            Ok(Some(Verdict::Ready)) => unheard(io::ErrorKind::InvalidData.into()),
+            Ok(Outcome { verdict, .. }) => match verdict {
+                Some(Verdict::Failed { kind, message }) => LaunchError::Reported { kind, message },
+                _ => unheard(io::ErrorKind::InvalidData.into()),
+            },
             // It has not read the order.
             Err(e) if is_death(&e) => return Ok(None),
             Err(e) => unheard(e),
@@ -194,7 +201,8 @@ struct Life {
 extern "C" fn entry(life: *mut c_void) -> c_int {
     // SAFETY: `Zygote::make` passes a pointer out of a box, once.
     let life = unsafe { Box::from_raw(life.cast::<Life>()) };
-    let error = namespaces::run_caught(&|| live(&life));
+    let mut kept = Kept::default();
+    let error = namespaces::run_caught(&|kept| live(&life, kept), &mut kept);
     let verdict = Verdict::failed(&error);
     channel::send_verdict(&life.channel, &verdict);
     // Nothing is dropped any more.
@@ -207,7 +215,7 @@ fn end() -> ! {
     unsafe { libc::_exit(FAILED) }
 }
 
-fn live(life: &Life) -> Result<Infallible, LaunchError> {
+fn live(life: &Life, kept: &mut Kept) -> Result<Infallible, LaunchError> {
     let Life {
         channel,
         spec,
@@ -220,9 +228,9 @@ fn live(life: &Life) -> Result<Infallible, LaunchError> {
     // After it has joined its cgroup: a descriptor of the caller's may be needed for that.
     close_all_but(channel)?;
     root.rehearse()?;
-    let prepared_files = files::prepare(&spec.files, files, Vec::new())?;
+    let prepared_files = files::prepare(&spec.files, files)?;
     let reader = OrderReader::new();
-    let trees = Trees::build(spec)?;
+    let trees = Trees::build(spec, &Nodes::Make)?;
     channel::send_verdict(channel, &Verdict::Ready);
     let Some((order, stdio)) = reader.receive(channel).step("read what to become")? else {
         end();
@@ -231,9 +239,10 @@ fn live(life: &Life) -> Result<Infallible, LaunchError> {
         spec: &order.spec,
         root: &order.root,
         files,
-        stdio: &stdio,
+        filter: None,
+        streams: Streams::new(&stdio, order.spec.process.tty, Some(channel))?,
     };
-    child::complete(&plan, capabilities, Some(trees), prepared_files)
+    child::complete(plan, capabilities, Some(trees), prepared_files, kept)
 }
 
 /// Closes what the caller had open: a copy of a connection's descriptor would keep it open.

@@ -4,7 +4,10 @@ mod common;
 
 use std::fs;
 
-use brig_protocol::agent::StartFailure;
+use brig_protocol::{
+    agent::StartFailure,
+    spec::{FileImages, FileSpec, SandboxSpec},
+};
 use common::{Image, chain};
 
 #[test]
@@ -127,6 +130,66 @@ fn a_link_of_an_engines_file_is_followed_inside_of_the_image_only() {
         "127.0.0.1 localhost\nnameserver 192.0.2.1\nnameserver 192.0.2.1\n"
     );
     assert_eq!(fs::read_to_string(victim).unwrap(), "the host's");
+}
+
+/// A spec whose file is for images that have one.
+fn with_machine_id(image: &Image, script: &str) -> SandboxSpec {
+    let mut spec = image.spec(&["sh", "-c", script]);
+    spec.files.push(FileSpec {
+        path: "/etc/machine-id".into(),
+        content: b"0123456789abcdef0123456789abcdef\n".to_vec(),
+        mode: 0o444,
+        images: FileImages::WithFile,
+    });
+    spec
+}
+
+#[test]
+fn a_file_that_takes_an_images_place_comes_to_images_that_have_a_regular_one() {
+    let look = "cat /etc/machine-id; stat -c '%a %F' /etc/machine-id";
+    let image = Image::new();
+    image.write("etc/machine-id", "");
+    let said = image.shell_of(&with_machine_id(&image, look));
+    assert_eq!(said, "0123456789abcdef0123456789abcdef\n444 regular file\n");
+    assert_eq!(fs::read(image.path().join("etc/machine-id")).unwrap(), b"");
+
+    let image = Image::new();
+    image.write("var/lib/dbus/id", "the image's");
+    image.link("etc/machine-id", "/var/lib/dbus/id");
+    let said = image.shell_of(&with_machine_id(&image, "cat /var/lib/dbus/id"));
+    assert_eq!(said, "0123456789abcdef0123456789abcdef\n");
+}
+
+#[test]
+fn images_without_a_regular_file_get_none_in_its_place() {
+    let outside = tempfile::tempdir().unwrap();
+    let host = outside.path().join("id");
+    fs::write(&host, "the host's").unwrap();
+    let directory = |image: &Image| fs::create_dir_all(image.path().join("etc/machine-id")).unwrap();
+    type State<'a> = (&'a dyn Fn(&Image), &'a str);
+    let states: [State<'_>; 5] = [
+        (&|_| (), "gone\n"),
+        (&directory, "directory\n"),
+        (
+            &|image| image.link("etc/machine-id", "nowhere"),
+            "symbolic link\n",
+        ),
+        (
+            &|image| image.link("etc/machine-id", "machine-id"),
+            "symbolic link\n",
+        ),
+        (
+            &|image| image.link("etc/machine-id", host.to_str().unwrap()),
+            "symbolic link\n",
+        ),
+    ];
+    for (make, found) in states {
+        let image = Image::new();
+        make(&image);
+        let look = "stat -c %F /etc/machine-id 2>/dev/null || echo gone";
+        assert_eq!(image.shell_of(&with_machine_id(&image, look)), found);
+    }
+    assert_eq!(fs::read_to_string(host).unwrap(), "the host's");
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod common;
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
-use brig_launcher::{Root, rootfs::Overlay};
+use brig_launcher::{Kernel, Root, rootfs::Overlay};
 use brig_protocol::{
     agent::{ExitStatus, StartFailure},
     spec::Rlimit,
@@ -92,6 +92,18 @@ fn a_working_directory_that_is_missing_is_made() {
     let mut spec = image.spec(&["sh", "-c", "pwd; stat -c %a:%u ."]);
     spec.process.cwd = "/srv/app/data".into();
     assert_eq!(image.shell_of(&spec), "/srv/app/data\n755:0\n");
+}
+
+#[test]
+fn directories_for_volumes_are_made_where_nothing_is() {
+    let image = Image::new();
+    image.write("srv/there/file", "kept");
+    image.write("etc/plain", "a file");
+    let mut spec = image.spec(&["sh", "-c", "ls -d /srv/there/file /data/deep /etc/plain"]);
+    spec.directories = ["/srv/there", "/data/deep", "/etc/plain"]
+        .map(String::from)
+        .into();
+    assert_eq!(image.shell_of(&spec), "/data/deep\n/etc/plain\n/srv/there/file\n");
 }
 
 #[test]
@@ -239,6 +251,7 @@ fn an_overlay_keeps_what_is_written_and_leaves_the_image_alone() {
         image: image.path().into(),
         writable: writable.path().into(),
         at: at.path().into(),
+        kernel: Kernel::Own,
     });
     let run = |script| {
         let finished = image.run_in(&root, &image.spec(&["sh", "-c", script])).unwrap();

@@ -49,6 +49,14 @@ impl Root {
         }
     }
 
+    /// Where the image is, once it is mounted.
+    pub(crate) fn image(&self) -> &Path {
+        match self {
+            Self::Overlay(overlay) => &overlay.image,
+            Self::Directory(path) => path,
+        }
+    }
+
     /// Does once, and undoes, what mounting it will do, as far as it leaves nothing behind.
     pub(crate) fn rehearse(&self) -> Result<(), LaunchError> {
         match self {

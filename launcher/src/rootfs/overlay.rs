@@ -10,7 +10,10 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde::{Deserialize, Serialize};
 
 use super::Disk;
-use crate::error::{Context, LaunchError};
+use crate::{
+    Kernel,
+    error::{Context, LaunchError},
+};
 
 /// The parts of an overlay. No path may hold a comma, colon or backslash, which mean something in overlayfs's options.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -25,6 +28,9 @@ pub struct Overlay {
     pub writable: PathBuf,
     /// An existing, empty directory that the result is mounted on.
     pub at: PathBuf,
+    /// On a kernel that is shared overlayfs keeps its notes in extended attributes that the root of a user namespace may
+    /// write, `user.overlay.…`.
+    pub kernel: Kernel,
 }
 
 impl Overlay {
@@ -45,10 +51,14 @@ impl Overlay {
                 .step_on("prepare the writable layer", upper.display())?;
         }
         let options = format!(
-            "lowerdir={},upperdir={},workdir={}",
+            "lowerdir={},upperdir={},workdir={}{}",
             self.image.display(),
             upper.display(),
-            work.display()
+            work.display(),
+            match self.kernel {
+                Kernel::Own => "",
+                Kernel::Shared => ",userxattr",
+            }
         );
         let options = std::ffi::CString::new(options).map_err(|_| LaunchError::BadSpec {
             what: "path",

@@ -14,10 +14,10 @@ use std::{
     thread,
 };
 
-use brig_launcher::{Launch, LaunchError, Root, network, start};
+use brig_launcher::{Kernel, Launch, LaunchError, Root, Stdio, network, start};
 use brig_protocol::{
     agent::ExitStatus,
-    spec::{CapabilitySet, CgroupSpec, FileSpec, ProcessSpec, RootSpec, SandboxSpec},
+    spec::{CapabilitySet, CgroupSpec, FileImages, FileSpec, ProcessSpec, RootSpec, SandboxSpec},
 };
 use rustix::process::{Pid, WaitOptions, waitpid};
 use tempfile::TempDir;
@@ -85,6 +85,7 @@ impl Image {
             path: path.into(),
             content: content.into(),
             mode: 0o644,
+            images: FileImages::All,
         };
         SandboxSpec {
             id: "0".repeat(64),
@@ -102,6 +103,7 @@ impl Image {
                 file("/etc/hostname", "cell\n"),
                 file("/etc/resolv.conf", "nameserver 192.0.2.1\n"),
             ],
+            directories: vec![],
             masked_paths: SandboxSpec::default_masked_paths(),
             readonly_paths: SandboxSpec::default_readonly_paths(),
             cgroup: CgroupSpec::default(),
@@ -114,6 +116,7 @@ impl Image {
                 no_new_privileges: false,
                 rlimits: vec![],
                 stdin: false,
+                tty: None,
             },
         }
     }
@@ -135,7 +138,9 @@ impl Image {
                 root,
                 files: self.files.path(),
                 cgroup: None,
-                stdio: [null, stdout_write.into(), stderr_write.into()],
+                kernel: Kernel::Own,
+                filter: None,
+                stdio: Stdio::Given([null, stdout_write.into(), stderr_write.into()]),
             },
             None,
         )?;
