@@ -11,7 +11,9 @@ use std::{
 use brig_agent::{
     agent::{self, Outcome, Setup},
     error::{AgentError, one_line},
+    prepared::Prepared,
     process::Places,
+    streams::Arrivals,
     wake::Machine,
 };
 use rustix::time::Timespec;
@@ -45,8 +47,10 @@ fn main() -> ExitCode {
     let abandon = || -> ! { std::process::exit(3) };
     match agent::serve(Setup {
         control,
-        listener,
+        arrivals: Arrivals::Listener(listener),
         places,
+        prepared: Prepared::default(),
+        filter: None,
         entered_us,
         default_limit: None,
         machine: Box::new(Notebook(base.into())),

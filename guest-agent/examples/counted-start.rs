@@ -2,7 +2,8 @@
 //! supervisor that it forks first, over Unix sockets in place of vsock. The image is on the first disk and the writable layer
 //! on the second.
 //!
-//! Arguments: `start` or `cold-start` counts up to the exec, `run` or `cold-run` up to the exit being said, `wake` the waking.
+//! Arguments: `start` or `cold-start` counts up to the exec, `run` or `cold-run` up to the exit being said, `wake` the waking;
+//! `enter-start` and `enter-run` the same of a second process beside the first, `enter-again-run` of a third.
 
 use std::{
     io::Read,
@@ -13,13 +14,15 @@ use std::{
 use brig_agent::{
     agent::{self, Setup},
     machine,
+    prepared::Prepared,
     process::Places,
+    streams::Arrivals,
     wake,
 };
 use brig_protocol::{
     agent::{FROM_AGENT_BYTES, FromAgent, TO_AGENT_BYTES, ToAgent, WakeSpec},
     frame,
-    spec::{CapabilitySet, CgroupSpec, FileSpec, ProcessSpec, Rlimit, RootSpec, SandboxSpec},
+    spec::{CapabilitySet, CgroupSpec, FileImages, FileSpec, ProcessSpec, Rlimit, RootSpec, SandboxSpec},
     stream::{HEADER_BYTES, StreamHeader},
 };
 
@@ -63,8 +66,10 @@ fn run() -> Result<()> {
     drop(supervisors);
     agent::serve(Setup {
         control: control.into(),
-        listener: listener.into(),
+        arrivals: Arrivals::Listener(listener.into()),
         places: Places::under("/"),
+        prepared: Prepared::default(),
+        filter: None,
         entered_us: 0,
         default_limit: None,
         machine: Box::new(wake::Kernel::default()),
@@ -109,6 +114,16 @@ fn supervise(mut control: UnixStream) -> Result<()> {
         std::io::Write::write_all(&mut stream, &bytes)?;
         streams.push(stream);
     }
+    if what.starts_with("enter") {
+        let mut first = spec("cell");
+        first.process.args = ["sleep", "1000"].map(String::from).to_vec();
+        send(&mut control, &ToAgent::Start(Box::new(first)))?;
+        receive(&mut control)?;
+        if what.starts_with("enter-again") {
+            enter(&mut control, 1, false, false)?;
+        }
+        return enter(&mut control, 2, true, what.ends_with("start"));
+    }
     // Whatever is in motion still comes to rest.
     std::thread::sleep(std::time::Duration::from_millis(50));
     let start = ToAgent::Start(Box::new(spec("cell")));
@@ -136,6 +151,33 @@ fn supervise(mut control: UnixStream) -> Result<()> {
     Ok(())
 }
 
+/// Runs a process beside the first, counted or not, up to its exec or its end.
+fn enter(control: &mut UnixStream, process: u32, count: bool, to_exec: bool) -> Result<()> {
+    let mut streams = Vec::new();
+    for header in [StreamHeader::Stdout { process }, StreamHeader::Stderr { process }] {
+        let mut stream = UnixStream::connect("/streams")?;
+        std::io::Write::write_all(&mut stream, &header.encode())?;
+        streams.push(stream);
+    }
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let spec = Box::new(spec("cell").process);
+    if count {
+        mark_start();
+    }
+    send(control, &ToAgent::Exec { process, spec })?;
+    let stages = if to_exec { 1 } else { 2 };
+    for _ in 0..stages {
+        match frame::read::<FromAgent>(control, FROM_AGENT_BYTES)? {
+            FromAgent::Started { .. } | FromAgent::Exited { .. } => {}
+            answer => return Err(format!("{answer:?}").into()),
+        }
+    }
+    if count {
+        mark_stop();
+    }
+    Ok(())
+}
+
 fn send(control: &mut UnixStream, message: &ToAgent) -> Result<()> {
     Ok(frame::write(control, message, TO_AGENT_BYTES)?)
 }
@@ -146,6 +188,7 @@ fn spec(hostname: &str) -> SandboxSpec {
         path: path.into(),
         content: content.into(),
         mode: 0o644,
+        images: FileImages::All,
     };
     SandboxSpec {
         id: "0".repeat(64),
@@ -160,6 +203,7 @@ fn spec(hostname: &str) -> SandboxSpec {
             file("/etc/hostname", "cell\n"),
             file("/etc/resolv.conf", ""),
         ],
+        directories: vec![],
         masked_paths: SandboxSpec::default_masked_paths(),
         readonly_paths: SandboxSpec::default_readonly_paths(),
         cgroup: CgroupSpec::default(),
@@ -176,6 +220,7 @@ fn spec(hostname: &str) -> SandboxSpec {
                 hard: 524_288,
             }],
             stdin: false,
+            tty: None,
         },
     }
 }

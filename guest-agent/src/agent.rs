@@ -1,11 +1,17 @@
 //! The loop: what wakes the agent, and what it then does.
 
-use std::{os::fd::OwnedFd, time::Instant};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io,
+    os::fd::OwnedFd,
+    time::Instant,
+};
 
+use brig_launcher::{enter, filter::Filter};
 use brig_protocol::{
-    agent::{ExitStatus, FromAgent, ToAgent, UnpackSpec, VERSION, WakeSpec},
+    agent::{ExitStatus, FromAgent, PROCESSES_MAX, PackSpec, ToAgent, UnpackSpec, VERSION, WakeSpec},
     frame::FrameError,
-    spec::{Rlimit, SandboxSpec},
+    spec::{ProcessSpec, Rlimit, SandboxSpec},
     stream::StreamHeader,
 };
 use rustix::{event::epoll::EventFlags, process::Pid, time::ClockId};
@@ -14,15 +20,20 @@ use crate::{
     control::Control,
     disks::Disks,
     error::{AgentError, Context, one_line},
+    pack,
     prepared::Prepared,
     priority,
     process::{Places, Process},
     reactor::{Reactor, Token},
     reaper::Reaper,
-    streams::{Notice, Output, Streams},
+    sandbox::Sandbox,
+    streams::{Arrivals, Notice, Output, Streams},
     unpack,
     wake::{self, Machine},
 };
+
+/// Processes that could not be started and whose streams may still be on their way.
+const FAILED_MAX: usize = 64;
 
 /// The number of the sandbox's first process.
 const FIRST: u32 = 0;
@@ -32,10 +43,14 @@ const FIRST: u32 = 0;
 pub struct Setup {
     /// The control connection, non-blocking.
     pub control: OwnedFd,
-    /// A listening, non-blocking socket for streams.
-    pub listener: OwnedFd,
+    /// Where streams come from, non-blocking.
+    pub arrivals: Arrivals,
     /// Its directories.
     pub places: Places,
+    /// What is ready.
+    pub prepared: Prepared,
+    /// What the sandbox's processes may ask of the kernel; `None` for everything.
+    pub filter: Option<Filter>,
     /// When its first instruction ran, see [`clock_us`].
     pub entered_us: u64,
     /// A limit that a process gets whose spec says nothing about it, as the agent's own must not be inherited.
@@ -77,12 +92,19 @@ pub fn serve(setup: Setup) -> Result<Outcome, AgentError> {
 struct Agent {
     reactor: Reactor,
     control: Control,
-    listener: OwnedFd,
+    arrivals: Arrivals,
     reaper: Reaper,
     streams: Streams,
     disks: Disks,
     prepared: Prepared,
-    process: Option<Process>,
+    filter: Option<Filter>,
+    sandbox: Option<Sandbox>,
+    /// The other processes of the sandbox, by their numbers.
+    others: BTreeMap<u32, Process>,
+    /// The numbers of the last ones that could not be started.
+    failed: VecDeque<u32>,
+    /// A pack whose stream has not arrived.
+    pack: Option<PackSpec>,
     places: Places,
     entered_us: u64,
     default_limit: Option<Rlimit>,
@@ -93,22 +115,27 @@ struct Agent {
 
 impl Agent {
     fn new(setup: Setup) -> Result<Self, AgentError> {
+        enter::keep_to_oneself().step("keep other processes from looking into this one")?;
         let reactor = Reactor::new().step("create an epoll instance")?;
         let reaper = Reaper::new().step("take signals by descriptor")?;
         let add = |source: &dyn std::os::fd::AsFd, token| reactor.add(source.as_fd(), token, EventFlags::IN);
         add(&setup.control, Token::Control)
-            .and_then(|()| add(&setup.listener, Token::Listener))
+            .and_then(|()| add(&setup.arrivals, Token::Listener))
             .and_then(|()| add(&reaper, Token::Signals))
             .step("wait for events")?;
         Ok(Self {
             reactor,
             control: Control::new(setup.control),
-            listener: setup.listener,
+            arrivals: setup.arrivals,
             reaper,
             streams: Streams::new(),
             disks: Disks::default(),
-            prepared: Prepared::default(),
-            process: None,
+            prepared: setup.prepared,
+            filter: setup.filter,
+            sandbox: None,
+            others: BTreeMap::new(),
+            failed: VecDeque::new(),
+            pack: None,
             places: setup.places,
             entered_us: setup.entered_us,
             default_limit: setup.default_limit,
@@ -136,10 +163,13 @@ impl Agent {
             }
             let notices = self.streams.resume(&self.reactor);
             self.heed_all(notices);
-            self.report_exit()?;
-            if self.shutting_down && !self.process.as_ref().is_some_and(Process::is_running) {
+            self.pack_when_possible()?;
+            self.let_go_of_left_behind();
+            self.report_exits()?;
+            let runs = |sandbox: &Sandbox| sandbox.first.is_running();
+            if self.shutting_down && !self.sandbox.as_ref().is_some_and(runs) {
                 // Its mounts lie over the disk.
-                self.process = None;
+                self.sandbox = None;
                 self.prepared = Prepared::default();
                 self.disks.release();
                 return Ok(Outcome::Shutdown);
@@ -152,25 +182,47 @@ impl Agent {
         if self.streams.has_unfinished() {
             return Some(Instant::now());
         }
-        self.process.as_ref().and_then(Process::deadline)
+        self.processes().filter_map(Process::deadline).min()
+    }
+
+    fn processes(&self) -> impl Iterator<Item = &Process> {
+        let first = self.sandbox.as_ref().map(|sandbox| &sandbox.first);
+        first.into_iter().chain(self.others.values())
+    }
+
+    fn process(&self, number: u32) -> Option<&Process> {
+        match number {
+            FIRST => self.sandbox.as_ref().map(|sandbox| &sandbox.first),
+            number => self.others.get(&number),
+        }
+    }
+
+    fn process_mut(&mut self, number: u32) -> Option<&mut Process> {
+        match number {
+            FIRST => self.sandbox.as_mut().map(|sandbox| &mut sandbox.first),
+            number => self.others.get_mut(&number),
+        }
     }
 
     fn handle(&mut self, token: Token, flags: EventFlags) -> Result<(), AgentError> {
         match token {
             Token::Control => self.handle_control(flags),
             Token::Listener => {
-                let notices = self
-                    .streams
-                    .accept(&self.listener, &self.reactor)
-                    .step("accept a stream")?;
+                let notices = match self.streams.accept(&self.arrivals, &self.reactor) {
+                    Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                        return Err(FrameError::Closed.into());
+                    }
+                    accepted => accepted.step("accept a stream")?,
+                };
                 self.heed_all(notices);
                 Ok(())
             }
             Token::Signals => {
-                let (process, prepared) = (&mut self.process, &mut self.prepared);
+                let (sandbox, others, prepared) = (&mut self.sandbox, &mut self.others, &mut self.prepared);
                 self.reaper
                     .collect(|pid, status| {
-                        note_end(process, pid, status);
+                        let first = sandbox.as_mut().map(|sandbox| &mut sandbox.first);
+                        note_end(first.into_iter().chain(others.values_mut()), pid, status);
                         prepared.child_ended(pid);
                     })
                     .step("collect a child")
@@ -194,22 +246,29 @@ impl Agent {
         for message in self.control.receive()? {
             match message {
                 ToAgent::Start(spec) => self.start(*spec)?,
-                ToAgent::Signal {
-                    process: FIRST,
-                    signal,
-                } => {
-                    if let Some(process) = &self.process {
+                ToAgent::Exec { process, spec } => self.exec(process, *spec)?,
+                ToAgent::Signal { process, signal } => {
+                    if let Some(process) = self.process(process) {
                         process.signal(signal);
                     }
                 }
-                // There is no other process.
-                ToAgent::Signal { .. } => {}
+                ToAgent::Resize { process, size } => {
+                    if let Some(process) = self.process(process) {
+                        process.resize(size);
+                    }
+                }
                 ToAgent::Unpack(spec) => self.unpack(&spec)?,
                 ToAgent::Prepare(spec) => self.prepare(&spec)?,
+                ToAgent::Pack(spec) => self.pack = Some(spec),
+                ToAgent::Freeze => {
+                    let failure = self.disks.freeze().err().map(|error| one_line(&error));
+                    self.send(&FromAgent::Frozen { failure })?;
+                }
+                ToAgent::Thaw => self.disks.thaw(),
                 ToAgent::Wake(spec) => self.wake(&spec)?,
                 ToAgent::Shutdown => {
                     self.shutting_down = true;
-                    if let Some(process) = &self.process {
+                    if let Some(process) = self.process(FIRST) {
                         process.signal(libc::SIGKILL as u8);
                     }
                 }
@@ -220,44 +279,91 @@ impl Agent {
 
     fn start(&mut self, mut spec: SandboxSpec) -> Result<(), AgentError> {
         let began = Instant::now();
+        self.add_default_limit(&mut spec.process);
+        let result = match self.sandbox {
+            Some(_) => Err(AgentError::AlreadyStarted),
+            None => Sandbox::start(
+                &spec,
+                &self.places,
+                &mut self.disks,
+                &mut self.prepared,
+                self.filter,
+            ),
+        };
+        let answer = match result {
+            Ok(sandbox) => {
+                self.sandbox = Some(sandbox);
+                // It is the first in its pid namespace.
+                started(FIRST, 1, began)
+            }
+            Err(error) => start_failed(FIRST, &error),
+        };
+        self.send(&answer)?;
+        self.join_waiting_streams();
+        Ok(())
+    }
+
+    fn exec(&mut self, number: u32, mut spec: ProcessSpec) -> Result<(), AgentError> {
+        let began = Instant::now();
+        self.add_default_limit(&mut spec);
+        let answer = match self.enter(number, &spec) {
+            Ok((process, pid)) => {
+                self.failed.retain(|&failed| failed != number);
+                self.others.insert(number, process);
+                started(number, pid, began)
+            }
+            Err(error) => {
+                if self.process(number).is_none() {
+                    self.streams.close_all_of(number);
+                    self.failed.push_back(number);
+                    if self.failed.len() > FAILED_MAX {
+                        self.failed.pop_front();
+                    }
+                }
+                start_failed(number, &error)
+            }
+        };
+        self.send(&answer)?;
+        self.join_waiting_streams();
+        Ok(())
+    }
+
+    fn enter(&mut self, number: u32, spec: &ProcessSpec) -> Result<(Process, u32), AgentError> {
+        if self.process(number).is_some() {
+            return Err(AgentError::ProcessExists(number));
+        }
+        if self.others.len() >= PROCESSES_MAX {
+            return Err(AgentError::TooManyProcesses);
+        }
+        match &mut self.sandbox {
+            Some(sandbox) => sandbox.enter(spec, &self.places),
+            None => Err(AgentError::NotRunning),
+        }
+    }
+
+    fn add_default_limit(&self, spec: &mut ProcessSpec) {
         if let Some(default) = self.default_limit
             && !spec
-                .process
                 .rlimits
                 .iter()
                 .any(|limit| limit.resource == default.resource)
         {
-            spec.process.rlimits.push(default);
+            spec.rlimits.push(default);
         }
-        let result = match self.process {
-            Some(_) => Err(AgentError::AlreadyStarted),
-            None => Process::start(&spec, &self.places, &mut self.disks, &mut self.prepared),
-        };
-        let answer = match result {
-            Ok(process) => {
-                self.process = Some(process);
-                let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-                // It is the first in its pid namespace.
-                FromAgent::Started {
-                    process: FIRST,
-                    pid: 1,
-                    took_us,
-                }
-            }
-            Err(error) => start_failed(&error),
-        };
-        self.send(&answer)?;
-        let arrived: Vec<_> = self.streams.waiting();
+    }
+
+    /// Joins the streams that have come before their process.
+    fn join_waiting_streams(&mut self) {
+        let arrived = self.streams.waiting();
         self.heed_all(
             arrived
                 .into_iter()
                 .map(|(id, header)| Notice::Arrived { id, header }),
         );
-        Ok(())
     }
 
     fn prepare(&mut self, spec: &SandboxSpec) -> Result<(), AgentError> {
-        let result = match self.process {
+        let result = match self.sandbox {
             Some(_) => Err(AgentError::AlreadyStarted),
             None => self
                 .machine
@@ -269,7 +375,7 @@ impl Agent {
                 priority::raise();
                 FromAgent::Prepared
             }
-            Err(error) => start_failed(&error),
+            Err(error) => start_failed(FIRST, &error),
         };
         self.send(&answer)
     }
@@ -277,8 +383,8 @@ impl Agent {
     /// Brings a restored guest up to date. One that cannot be is ended: its random numbers may be another guest's.
     fn wake(&mut self, spec: &WakeSpec) -> Result<(), AgentError> {
         wake::wake(&mut *self.machine, spec, &self.places)?;
-        if let (Some(identity), Some(process)) = (&spec.identity, &self.process) {
-            process.rename(identity, &self.places)?;
+        if let (Some(identity), Some(sandbox)) = (&spec.identity, &self.sandbox) {
+            sandbox.rename(identity, &self.places)?;
         }
         self.send(&FromAgent::Awake)?;
         priority::normal();
@@ -303,6 +409,27 @@ impl Agent {
         self.send(&answer)
     }
 
+    /// Packs once the stream for it has arrived; the loop stands still meanwhile, as there is nothing else to serve.
+    fn pack_when_possible(&mut self) -> Result<(), AgentError> {
+        let is_output = |header: &StreamHeader| matches!(header, StreamHeader::Stdout { process: FIRST });
+        if self.pack.is_none() {
+            return Ok(());
+        }
+        let waiting = self.streams.waiting();
+        let Some(stream) = waiting
+            .iter()
+            .find(|(_, header)| is_output(header))
+            .and_then(|(id, _)| self.streams.take(*id))
+        else {
+            return Ok(());
+        };
+        let Some(spec) = self.pack.take() else {
+            return Ok(());
+        };
+        let answer = pack::run(&spec, &self.places, &mut self.disks, stream);
+        self.send(&answer)
+    }
+
     /// Acts on what streams have to tell, and on what that brings about.
     fn heed_all(&mut self, notices: impl IntoIterator<Item = Notice>) {
         for notice in notices {
@@ -315,46 +442,66 @@ impl Agent {
 
     fn heed(&mut self, notice: Notice) -> Option<Notice> {
         let (id, header) = match notice {
-            Notice::OutputEnded(output) => {
-                if let Some(process) = &mut self.process {
+            Notice::OutputEnded { process, output } => {
+                if let Some(process) = self.process_mut(process) {
                     process.output_ended(output);
                 }
                 return None;
             }
             Notice::Arrived { id, header } => (id, header),
         };
-        let (streams, reactor) = (&mut self.streams, &self.reactor);
-        let output = match header {
-            StreamHeader::Tcp { port } => return streams.connect(id, port, reactor),
-            StreamHeader::Stdin { process: FIRST } => None,
-            StreamHeader::Stdout { process: FIRST } => Some(Output::Stdout),
-            StreamHeader::Stderr { process: FIRST } => Some(Output::Stderr),
-            _ => return streams.close(id),
+        let (number, output) = match header {
+            StreamHeader::Tcp { port } => return self.streams.connect(id, port, &self.reactor),
+            StreamHeader::Stdin { process } => (process, None),
+            StreamHeader::Stdout { process } => (process, Some(Output::Stdout)),
+            StreamHeader::Stderr { process } => (process, Some(Output::Stderr)),
         };
-        let Some(process) = &mut self.process else {
-            streams.keep_waiting(id, header);
+        let Some(process) = self.process_mut(number) else {
+            if self.failed.contains(&number) {
+                return self.streams.close(id);
+            }
+            // Its process may not have come yet. Whoever waits for that in vain closes it.
+            self.streams.keep_waiting(id, header);
             return None;
         };
-        match output {
-            None => match process.take_stdin() {
-                Some(pipe) => streams.give_input(id, pipe, reactor),
-                None => streams.close(id),
-            },
-            Some(output) => match process.take_output(output) {
-                Some(pipe) => streams.give_output(id, output, pipe, reactor),
-                None => streams.close(id),
-            },
+        let end = match output {
+            None => process.take_stdin(),
+            Some(output) => process.take_output(output),
+        };
+        let (streams, reactor) = (&mut self.streams, &self.reactor);
+        match (end, output) {
+            (None, _) => streams.close(id),
+            (Some(sink), None) => streams.give_input(id, number, sink, reactor),
+            (Some(source), Some(output)) => streams.give_output(id, number, output, source, reactor),
         }
     }
 
-    fn report_exit(&mut self) -> Result<(), AgentError> {
-        match self.process.as_mut().and_then(Process::report) {
-            Some(status) => self.send(&FromAgent::Exited {
-                process: FIRST,
-                status,
-            }),
-            None => Ok(()),
+    /// Ends the streams of processes that have ended some time ago and left others behind, as far as they have nothing to relay.
+    fn let_go_of_left_behind(&mut self) {
+        let left = |(number, process): (&u32, &Process)| process.is_left_behind().then_some(*number);
+        let numbers: Vec<u32> = self.others.iter().filter_map(left).collect();
+        for number in numbers {
+            let notices = self.streams.end_dry_outputs(number, &self.reactor);
+            self.heed_all(notices);
         }
+    }
+
+    fn report_exits(&mut self) -> Result<(), AgentError> {
+        let mut over = Vec::new();
+        for (number, process) in &mut self.others {
+            over.extend(process.report().map(|status| (*number, status)));
+        }
+        for (process, status) in over {
+            self.others.remove(&process);
+            self.streams.close_all_of(process);
+            self.send(&FromAgent::Exited { process, status })?;
+        }
+        // Last: the supervisor asks for nothing more then.
+        if let Some(status) = self.process_mut(FIRST).and_then(Process::report) {
+            let process = FIRST;
+            self.send(&FromAgent::Exited { process, status })?;
+        }
+        Ok(())
     }
 
     fn send(&mut self, message: &FromAgent) -> Result<(), AgentError> {
@@ -376,20 +523,28 @@ impl Agent {
     }
 }
 
+/// What the supervisor is told of a start.
+fn started(process: u32, pid: u32, began: Instant) -> FromAgent {
+    FromAgent::Started {
+        process,
+        pid,
+        took_us: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
+    }
+}
+
 /// What the supervisor is told of a start, or of its preparation, that failed.
-fn start_failed(error: &AgentError) -> FromAgent {
+fn start_failed(process: u32, error: &AgentError) -> FromAgent {
     FromAgent::StartFailed {
-        process: FIRST,
+        process,
         kind: error.start_failure(),
         message: one_line(error),
     }
 }
 
 /// Registers the end of a child; an orphan that PID 1 inherited is of no interest to anybody.
-fn note_end(process: &mut Option<Process>, pid: Pid, status: ExitStatus) {
-    if let Some(process) = process
-        && process.pid() == pid
-    {
+fn note_end<'a>(mut processes: impl Iterator<Item = &'a mut Process>, pid: Pid, status: ExitStatus) {
+    // One that has ended is not the one: its pid may be another's now.
+    if let Some(process) = processes.find(|process| process.pid() == pid && process.is_running()) {
         process.ended(status);
     }
 }

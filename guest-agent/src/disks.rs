@@ -2,12 +2,13 @@
 
 use std::{
     fs::File,
-    os::unix::fs::OpenOptionsExt,
+    io,
+    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
 use brig_launcher::{
-    Root,
+    Kernel, Root,
     rootfs::{Content, Disk, Overlay},
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -16,6 +17,10 @@ use crate::{
     error::{AgentError, Context},
     process::Places,
 };
+
+/// include/uapi/linux/fs.h: `_IOWR('X', 119, int)` and `_IOWR('X', 120, int)`.
+const FIFREEZE: libc::Ioctl = 0xc004_5877_u32 as libc::Ioctl;
+const FITHAW: libc::Ioctl = 0xc004_5878_u32 as libc::Ioctl;
 
 /// What is mounted from the disks. The writable one stays mounted when the sandbox's process has ended, so that unmounting
 /// it holds up nobody who waits for the exit status.
@@ -70,6 +75,46 @@ impl Disks {
         Ok(overlay(Vec::new(), places))
     }
 
+    /// Mounts image and writable disk in the agent's own mount namespace, for a guest that packs and does nothing else.
+    pub(crate) fn mount_for_packing(
+        &mut self,
+        image: u8,
+        writable: u8,
+        places: &Places,
+    ) -> Result<(), AgentError> {
+        self.mount_writable(writable, places)?;
+        disk(places, image, Content::Image).mount()?;
+        Ok(())
+    }
+
+    /// Writes everything to the writable disk and stops whoever writes to it (ioctl_fifreeze(2)).
+    ///
+    /// # Errors
+    /// When there is no disk, or it is frozen already.
+    pub fn freeze(&self) -> Result<(), AgentError> {
+        self.freezer(FIFREEZE).step("freeze the writable disk")
+    }
+
+    /// Lets them go on. A disk that is not frozen is no error.
+    pub fn thaw(&self) {
+        let _ = self.freezer(FITHAW);
+    }
+
+    fn freezer(&self, request: libc::Ioctl) -> io::Result<()> {
+        let Some((_, path)) = &self.writable else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let directory = File::open(path)?;
+        // SAFETY: both requests take no argument that the kernel would read or write through: the third word is ignored
+        // (fs/ioctl.c, ioctl_fsfreeze and ioctl_fsthaw). The descriptor is open for as long as the call lasts.
+        let result = unsafe { libc::ioctl(directory.as_raw_fd(), request, 0) };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
     /// Writes everything to the writable disk. As sync(2) this reports nothing.
     pub fn sync(&self) {
         // Not sync(2): it would write to a covered disk as well.
@@ -96,6 +141,18 @@ fn overlay(disks: Vec<Disk>, places: &Places) -> Root {
         image: places.image(),
         writable: places.disk(),
         at: places.root(),
+        kernel: Kernel::Own,
+    })
+}
+
+/// The root filesystem of directories that are mounted in their places.
+pub(crate) fn mounted_root(places: &Places) -> Root {
+    Root::Overlay(Overlay {
+        disks: Vec::new(),
+        image: places.image(),
+        writable: places.disk(),
+        at: places.root(),
+        kernel: Kernel::Shared,
     })
 }
 

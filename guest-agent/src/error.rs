@@ -39,6 +39,18 @@ pub enum AgentError {
     /// There is a sandbox already.
     #[error("the guest runs a sandbox already")]
     AlreadyStarted,
+    /// There is no sandbox that another process could be started in.
+    #[error("the sandbox's process does not run")]
+    NotRunning,
+    /// The number of a process is another one's.
+    #[error("there is a process {0} already")]
+    ProcessExists(u32),
+    /// So many processes were started beside the first that no more are taken.
+    #[error("too many processes were started in the sandbox and have not ended")]
+    TooManyProcesses,
+    /// What only an agent in a guest can do.
+    #[error("only the agent of a guest can {0}")]
+    NotHere(&'static str),
 }
 
 impl AgentError {

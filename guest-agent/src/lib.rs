@@ -9,8 +9,8 @@
 //! | a new stream, and bytes on those that exist | [`streams`], [`relay`] |
 //! | the end of a child | [`reaper`] |
 //!
-//! What a message asks for is done by [`process`] (the sandbox and its first process), [`prepared`] (what of that can be done in
-//! advance), [`wake`] (what a restore has to change), [`priority`], [`disks`] and [`unpack`].
+//! What a message asks for is done by [`sandbox`] (the sandbox and its first process, and more of them), [`process`], [`prepared`] (what of that can be done in
+//! advance), [`wake`] (what a restore has to change), [`priority`], [`disks`], [`unpack`] and the [`heap`] that it takes.
 //! [`machine`] and [`vsock`] are what only a guest has; everything else works on descriptors that it is given, so
 //! that a test can play the supervisor over socket pairs.
 
@@ -18,13 +18,16 @@ pub mod agent;
 pub mod control;
 pub mod disks;
 pub mod error;
+pub mod heap;
 pub mod machine;
+mod pack;
 pub mod prepared;
 pub mod priority;
 pub mod process;
 pub mod reactor;
 pub mod reaper;
 pub mod relay;
+pub mod sandbox;
 pub mod streams;
 pub mod unpack;
 pub mod vsock;

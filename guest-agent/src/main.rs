@@ -11,7 +11,9 @@ use brig_agent::{
     agent::{self, Setup},
     error::{AgentError, one_line},
     machine,
+    prepared::Prepared,
     process::Places,
+    streams::Arrivals,
     vsock, wake,
 };
 
@@ -33,8 +35,10 @@ fn run(entered_us: u64) -> Result<(), AgentError> {
     let control = vsock::connect_to_supervisor()?;
     agent::serve(Setup {
         control,
-        listener,
+        arrivals: Arrivals::Listener(listener),
         places: Places::under("/"),
+        prepared: Prepared::default(),
+        filter: None,
         entered_us,
         default_limit: Some(machine::PROCESS_OPEN_FILES),
         machine: Box::new(wake::Kernel::default()),

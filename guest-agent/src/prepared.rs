@@ -18,6 +18,9 @@ use crate::{
     process::Places,
 };
 
+/// The name of the sandbox's cgroup.
+const SANDBOX: &str = "sandbox";
+
 /// What is ready.
 #[derive(Debug, Default)]
 pub struct Prepared {
@@ -26,6 +29,14 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// Of an agent that is in the sandbox's network namespace.
+    pub fn in_network() -> Self {
+        Self {
+            is_in_network: true,
+            zygote: None,
+        }
+    }
+
     /// Makes ready what `spec` needs and what does not depend on the image. Nothing is in motion when it returns: what was
     /// written to the disk is on it.
     ///
@@ -39,6 +50,7 @@ impl Prepared {
         let root = match &spec.root {
             RootSpec::Disks { writable, .. } => disks.make_root_without_image(*writable, places)?,
             RootSpec::Directory { path } => Root::Directory(path.into()),
+            RootSpec::Cell => return Err(AgentError::NotHere("prepare a sandbox")),
         };
         let cgroup = make_cgroup(&spec.cgroup, &places.cgroups())?;
         let zygote = Zygote::make(spec, &root, &places.files(), cgroup.as_ref())?;
@@ -94,5 +106,10 @@ pub(crate) fn make_cgroup(limits: &CgroupSpec, parent: &Path) -> Result<Option<C
         Err(Errno::BUSY) => {}
         result => result.step("mount the cgroup filesystem")?,
     }
-    Ok(Some(Cgroup::create(parent, "sandbox", limits)?))
+    Ok(Some(Cgroup::create(parent, SANDBOX, limits)?))
+}
+
+/// The cgroup that [`make_cgroup`] has made for these limits, when there are any.
+pub(crate) fn find_cgroup(limits: &CgroupSpec, parent: &Path) -> Option<Cgroup> {
+    (*limits != CgroupSpec::default()).then(|| Cgroup::existing(parent, SANDBOX))
 }

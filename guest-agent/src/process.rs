@@ -1,4 +1,5 @@
-//! The sandbox's first process: made through the launcher, with pipes for its streams, until its end can be reported.
+//! A process of the sandbox: its streams and its terminal, until its end can be reported. How the first one comes to be is in
+//! [`crate::sandbox`].
 
 use std::{
     fs::OpenOptions,
@@ -7,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use brig_launcher::{Launch, files, running};
+use brig_launcher::{Stdio, terminal};
 use brig_protocol::{
-    agent::{ExitStatus, Identity},
-    spec::{RootSpec, SandboxSpec},
+    agent::ExitStatus,
+    spec::{ProcessSpec, WindowSize},
 };
 use rustix::{
     io::ioctl_fionread,
@@ -19,14 +20,17 @@ use rustix::{
 };
 
 use crate::{
-    disks::{self, Disks},
+    disks,
     error::{AgentError, Context},
-    prepared::{Prepared, make_cgroup},
-    streams::Output,
+    streams::{Output, SandboxEnd},
 };
 
 /// How long the output of a process that has ended waits for a stream that takes it.
 const UNCLAIMED: Duration = Duration::from_secs(10);
+
+/// How long a process that has ended is waited for to be let go of by those that have its output too: a process other than the
+/// first may leave some behind. As long as containerd waits (`pkg/process/utils.go`).
+const LEFT_BEHIND: Duration = Duration::from_secs(2);
 
 /// Directories of the agent's own: in a guest in the initial ramfs, in a test anywhere.
 #[derive(Clone, Debug)]
@@ -71,76 +75,90 @@ impl Places {
     }
 }
 
-/// An output of the process, as far as the agent has it.
+/// An output of a process, as far as the agent has it.
 #[derive(Debug)]
 enum OutputState {
-    /// The read end of its pipe; no stream has come for it yet.
-    Unclaimed(OwnedFd),
+    /// What is to be read from; no stream has come for it yet.
+    Unclaimed(SandboxEnd),
     /// A stream relays it.
     Claimed,
     /// Every byte has been relayed.
     Ended,
 }
 
-/// The first process of the sandbox.
+/// The ends of a process's streams that stay in the agent.
+#[derive(Debug)]
+pub struct Ends {
+    stdin: Option<SandboxEnd>,
+    stdout: OutputState,
+    stderr: OutputState,
+    terminal: Option<OwnedFd>,
+}
+
+impl Ends {
+    /// Makes the streams that `spec` asks for: the process's ends and the agent's. The latter lack the terminal, which the
+    /// launcher makes, see [`Ends::with_terminal`].
+    ///
+    /// # Errors
+    /// [`AgentError::System`].
+    pub fn make(spec: &ProcessSpec, places: &Places) -> Result<(Stdio, Self), AgentError> {
+        if spec.tty.is_some() {
+            let ends = Self {
+                stdin: None,
+                stdout: OutputState::Ended,
+                stderr: OutputState::Ended,
+                terminal: None,
+            };
+            return Ok((Stdio::Terminal, ends));
+        }
+        let (stdin_read, stdin) = standard_input(spec.stdin, places)?;
+        let (stdout, stdout_write) = pipe()?;
+        let (stderr, stderr_write) = pipe()?;
+        let ends = Self {
+            stdin: stdin.map(SandboxEnd::Pipe),
+            stdout: OutputState::Unclaimed(SandboxEnd::Pipe(stdout)),
+            stderr: OutputState::Unclaimed(SandboxEnd::Pipe(stderr)),
+            terminal: None,
+        };
+        Ok((Stdio::Given([stdin_read, stdout_write, stderr_write]), ends))
+    }
+
+    /// The same with the master of the terminal that the launcher has made, if it has.
+    ///
+    /// # Errors
+    /// [`AgentError::System`].
+    pub fn with_terminal(self, master: Option<OwnedFd>, takes_input: bool) -> Result<Self, AgentError> {
+        let Some(master) = master else { return Ok(self) };
+        let copy = || master.try_clone().step("duplicate a terminal");
+        Ok(Self {
+            stdin: takes_input.then(copy).transpose()?.map(SandboxEnd::Terminal),
+            stdout: OutputState::Unclaimed(SandboxEnd::Terminal(copy()?)),
+            stderr: OutputState::Ended,
+            terminal: Some(master),
+        })
+    }
+}
+
+/// A process of the sandbox.
 #[derive(Debug)]
 pub struct Process {
     pid: Pid,
-    /// Its mount namespace, which its end would take apart before anybody hears of it.
-    _mounts: Option<OwnedFd>,
-    /// The paths of the engine's files, in the order of the spec.
-    files: Vec<String>,
+    is_first: bool,
     status: Option<(ExitStatus, Instant)>,
-    stdin: Option<OwnedFd>,
-    stdout: OutputState,
-    stderr: OutputState,
+    ends: Ends,
     reported: bool,
 }
 
 impl Process {
-    /// Builds the sandbox that `spec` describes and starts its process.
-    ///
-    /// # Errors
-    /// [`AgentError`]; its [`start_failure`](AgentError::start_failure) is what the supervisor is told.
-    pub fn start(
-        spec: &SandboxSpec,
-        places: &Places,
-        disks: &mut Disks,
-        prepared: &mut Prepared,
-    ) -> Result<Self, AgentError> {
-        let root = match &spec.root {
-            RootSpec::Disks { image, writable } => disks.make_root(*image, *writable, places)?,
-            RootSpec::Directory { path } => brig_launcher::Root::Directory(path.into()),
-        };
-        prepared.enter_network()?;
-        let zygote = prepared.take_zygote(spec);
-        let cgroup = match &zygote {
-            // It is in its cgroup.
-            Some(_) => None,
-            None => make_cgroup(&spec.cgroup, &places.cgroups())?,
-        };
-        let (stdin_read, stdin) = standard_input(spec.process.stdin, places)?;
-        let (stdout, stdout_write) = pipe()?;
-        let (stderr, stderr_write) = pipe()?;
-        let launch = Launch {
-            spec,
-            root: &root,
-            files: &places.files(),
-            cgroup: cgroup.as_ref(),
-            stdio: [stdin_read, stdout_write, stderr_write],
-        };
-        let started = brig_launcher::start(launch, zygote)?;
-        Ok(Self {
-            pid: started.pid,
-            // Without it the end is said later.
-            _mounts: started.mounts,
-            files: spec.files.iter().map(|file| file.path.clone()).collect(),
+    /// The process with this pid, as the agent sees it. The end of the first one is the end of all.
+    pub fn new(pid: Pid, is_first: bool, ends: Ends) -> Self {
+        Self {
+            pid,
+            is_first,
             status: None,
-            stdin,
-            stdout: OutputState::Unclaimed(stdout),
-            stderr: OutputState::Unclaimed(stderr),
+            ends,
             reported: false,
-        })
+        }
     }
 
     /// Its pid, as the agent sees it.
@@ -157,7 +175,7 @@ impl Process {
     pub fn ended(&mut self, status: ExitStatus) {
         self.status = Some((status, Instant::now()));
         // Nobody reads it any more.
-        self.stdin = None;
+        self.ends.stdin = None;
     }
 
     /// Sends it a signal. That it has ended already is no error, and a number that is no signal does nothing.
@@ -170,33 +188,23 @@ impl Process {
         }
     }
 
-    /// Makes it who `identity` says. A file that is not among those of its spec is passed over, and one that has ended is no
-    /// error.
-    ///
-    /// # Errors
-    /// [`AgentError`].
-    pub fn rename(&self, identity: &Identity, places: &Places) -> Result<(), AgentError> {
-        for file in &identity.files {
-            if let Some(index) = self.files.iter().position(|path| *path == file.path) {
-                files::rewrite(&places.files(), index, file)?;
-            }
+    /// Gives its terminal another size. Without one there is nothing to do.
+    pub fn resize(&self, size: WindowSize) {
+        if let Some(terminal) = &self.ends.terminal {
+            let _ = terminal::resize(terminal, size);
         }
-        if self.is_running() {
-            running::set_hostname(self.pid, &identity.hostname).step("set the sandbox's hostname")?;
-        }
-        Ok(())
     }
 
-    /// The write end of its standard input, once.
-    pub fn take_stdin(&mut self) -> Option<OwnedFd> {
-        self.stdin.take()
+    /// Where its standard input is written to, once.
+    pub fn take_stdin(&mut self) -> Option<SandboxEnd> {
+        self.ends.stdin.take()
     }
 
-    /// The read end of an output, once.
-    pub fn take_output(&mut self, output: Output) -> Option<OwnedFd> {
+    /// Where an output is read from, once.
+    pub fn take_output(&mut self, output: Output) -> Option<SandboxEnd> {
         let state = self.output(output);
         match std::mem::replace(state, OutputState::Claimed) {
-            OutputState::Unclaimed(pipe) => Some(pipe),
+            OutputState::Unclaimed(end) => Some(end),
             other => {
                 *state = other;
                 None
@@ -204,9 +212,11 @@ impl Process {
         }
     }
 
-    /// Notes that an output has been relayed to its end.
+    /// Notes that an output has been relayed to its end, or has nobody any more who takes it: for a terminal that is a hang-up
+    /// once the input's stream has ended too.
     pub fn output_ended(&mut self, output: Output) {
         *self.output(output) = OutputState::Ended;
+        self.ends.terminal = None;
     }
 
     /// How it ended, once, as soon as all its output has been relayed. Output that no stream has come for is waited for
@@ -214,33 +224,40 @@ impl Process {
     pub fn report(&mut self) -> Option<ExitStatus> {
         let (status, at) = self.status?;
         let give_up = at.elapsed() >= UNCLAIMED;
-        for state in [&mut self.stdout, &mut self.stderr] {
-            if let OutputState::Unclaimed(pipe) = state
-                && (give_up || ioctl_fionread(&*pipe).unwrap_or(0) == 0)
+        for state in [&mut self.ends.stdout, &mut self.ends.stderr] {
+            if let OutputState::Unclaimed(end) = state
+                && (give_up || ioctl_fionread(&*end).unwrap_or(0) == 0)
             {
                 *state = OutputState::Ended;
             }
         }
-        let relayed = [&self.stdout, &self.stderr]
+        let relayed = [&self.ends.stdout, &self.ends.stderr]
             .iter()
             .all(|state| matches!(state, OutputState::Ended));
         (relayed && !std::mem::replace(&mut self.reported, relayed)).then_some(status)
     }
 
-    /// When [`Process::report`] has to be asked again although nothing has happened.
+    /// When it has to be looked at again although nothing has happened.
     pub fn deadline(&self) -> Option<Instant> {
-        let unclaimed = [&self.stdout, &self.stderr]
-            .iter()
-            .any(|state| matches!(state, OutputState::Unclaimed(_)));
-        self.status
-            .filter(|_| unclaimed && !self.reported)
-            .map(|(_, at)| at + UNCLAIMED)
+        let (_, at) = self.status.filter(|_| !self.reported)?;
+        let any = |wanted: fn(&OutputState) -> bool| wanted(&self.ends.stdout) || wanted(&self.ends.stderr);
+        if any(|state| matches!(state, OutputState::Unclaimed(_))) {
+            return Some(at + UNCLAIMED);
+        }
+        // Later the relays that are not done have bytes, and hear when these can go on.
+        (!self.is_first && any(|state| matches!(state, OutputState::Claimed)) && !self.is_left_behind())
+            .then_some(at + LEFT_BEHIND)
+    }
+
+    /// Whether it has ended so long ago that only others can have its output.
+    pub fn is_left_behind(&self) -> bool {
+        !self.is_first && self.status.is_some_and(|(_, at)| at.elapsed() >= LEFT_BEHIND)
     }
 
     fn output(&mut self, output: Output) -> &mut OutputState {
         match output {
-            Output::Stdout => &mut self.stdout,
-            Output::Stderr => &mut self.stderr,
+            Output::Stdout => &mut self.ends.stdout,
+            Output::Stderr => &mut self.ends.stderr,
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    ops::Range,
     os::fd::{AsFd, OwnedFd},
 };
 
@@ -94,6 +95,59 @@ impl PipeRelay {
             }
         }
         Ok(Turn::Unfinished)
+    }
+}
+
+/// Bytes that a terminal is read and written by: as many as one holds (n_tty.c, `N_TTY_BUF_SIZE`).
+const TERMINAL_BYTES: usize = 4 << 10;
+
+/// A relay between the master of a terminal and a socket, either way. Terminals cannot be spliced with sockets.
+#[derive(Debug)]
+pub struct TerminalRelay {
+    buffer: Box<[u8]>,
+    /// Bytes that have been read and not written.
+    held: Range<usize>,
+}
+
+impl TerminalRelay {
+    /// A relay that has moved nothing yet.
+    pub fn new() -> Self {
+        Self {
+            buffer: vec![0; TERMINAL_BYTES].into(),
+            held: 0..0,
+        }
+    }
+
+    /// Whether bytes wait for room in the sink.
+    pub fn waits_for_sink(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Moves what can be moved. A terminal whose other end nobody has open any more has ended.
+    ///
+    /// # Errors
+    /// Those of read(2) and write(2): the sink is gone, or the source broke.
+    pub fn turn(&mut self, source: impl AsFd, sink: impl AsFd) -> io::Result<Turn> {
+        for _ in 0..TURN {
+            if self.held.is_empty() {
+                match retry_on_intr(|| rustix::io::read(&source, &mut *self.buffer)) {
+                    Err(Errno::AGAIN) => return Ok(Turn::Blocked),
+                    Ok(0) | Err(Errno::IO) => return Ok(Turn::Ended),
+                    read => self.held = 0..read?,
+                }
+            }
+            match retry_on_intr(|| rustix::io::write(&sink, &self.buffer[self.held.clone()])) {
+                Err(Errno::AGAIN) | Ok(0) => return Ok(Turn::Blocked),
+                written => self.held.start += written?,
+            }
+        }
+        Ok(Turn::Unfinished)
+    }
+}
+
+impl Default for TerminalRelay {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

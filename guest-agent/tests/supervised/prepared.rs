@@ -2,7 +2,7 @@
 
 use brig_protocol::{
     agent::{ExitStatus, FromAgent, StartFailure, ToAgent},
-    spec::{CapabilitySet, FileSpec, SandboxSpec},
+    spec::{CapabilitySet, FileImages, FileSpec, SandboxSpec},
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -33,6 +33,7 @@ fn with_files(mut spec: SandboxSpec) -> SandboxSpec {
             path: path.into(),
             content: content.into(),
             mode: 0o644,
+            images: FileImages::All,
         });
     }
     spec

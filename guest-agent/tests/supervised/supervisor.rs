@@ -21,11 +21,12 @@ use std::{
 };
 
 use brig_protocol::{
-    agent::{FROM_AGENT_BYTES, FromAgent, TO_AGENT_BYTES, ToAgent, VERSION},
+    agent::{ExitStatus, FROM_AGENT_BYTES, FromAgent, TO_AGENT_BYTES, ToAgent, VERSION},
     frame,
     spec::{CapabilitySet, CgroupSpec, ProcessSpec, RootSpec, SandboxSpec},
     stream::StreamHeader,
 };
+use rustix::mount::{MountPropagationFlags, mount_change};
 use tempfile::TempDir;
 
 /// How long a test waits before it says that nothing comes.
@@ -45,6 +46,15 @@ pub struct Agent {
 impl Agent {
     /// Starts one and takes its hello.
     pub fn new() -> Self {
+        Self::start_in(false)
+    }
+
+    /// The same in a mount namespace of its own, as it mounts what a guest has.
+    pub fn with_own_mounts() -> Self {
+        Self::start_in(true)
+    }
+
+    fn start_in(own_mounts: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
         for place in ["dev", "files", "rootfs/bin", "rootfs/etc"] {
             fs::create_dir_all(directory.path().join(place)).unwrap();
@@ -60,7 +70,12 @@ impl Agent {
         control.set_read_timeout(Some(PATIENCE)).unwrap();
         let listener = UnixListener::bind(directory.path().join("streams")).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let child = spawn(directory.path(), agents_control.into(), listener.into());
+        let child = spawn(
+            directory.path(),
+            agents_control.into(),
+            listener.into(),
+            own_mounts,
+        );
         let mut agent = Self {
             child,
             control,
@@ -115,6 +130,7 @@ impl Agent {
                 .filter(|mount| mount.kind != "cgroup2")
                 .collect(),
             files: vec![],
+            directories: vec![],
             masked_paths: SandboxSpec::default_masked_paths(),
             readonly_paths: SandboxSpec::default_readonly_paths(),
             cgroup: CgroupSpec::default(),
@@ -127,6 +143,7 @@ impl Agent {
                 no_new_privileges: false,
                 rlimits: vec![],
                 stdin: true,
+                tty: None,
             },
         }
     }
@@ -151,6 +168,43 @@ impl Agent {
             ),
             "{answer:?}"
         );
+    }
+
+    /// Starts a further process, and gives what the agent says of that.
+    pub fn exec(&mut self, process: u32, spec: ProcessSpec) -> FromAgent {
+        let spec = Box::new(spec);
+        self.send(&ToAgent::Exec { process, spec });
+        self.receive()
+    }
+
+    /// What runs `script`, without standard input.
+    pub fn process(&self, script: &str) -> ProcessSpec {
+        ProcessSpec {
+            stdin: false,
+            ..self.spec(script).process
+        }
+    }
+
+    /// Runs a script as a further process, to its end; gives both outputs and its end.
+    pub fn exec_to_end(&mut self, process: u32, spec: ProcessSpec) -> (String, String, ExitStatus) {
+        let stdout = self.stream(StreamHeader::Stdout { process });
+        let stderr = self.stream(StreamHeader::Stderr { process });
+        let answer = self.exec(process, spec);
+        assert!(
+            matches!(answer, FromAgent::Started { process: started, .. } if started == process),
+            "{answer:?}"
+        );
+        let (stdout, stderr) = (text(&stdout), text(&stderr));
+        match self.receive() {
+            FromAgent::Exited { process: of, status } if of == process => (stdout, stderr, status),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Its open descriptors.
+    pub fn descriptors(&self) -> usize {
+        let descriptors = format!("/proc/{}/fd", self.child.id());
+        fs::read_dir(descriptors).unwrap().count()
     }
 
     /// Has the agent prepare for specs like `spec`; returns the pid of the process that waits.
@@ -201,7 +255,7 @@ impl Drop for Agent {
 }
 
 /// Runs the example `agent-on-descriptors` with the sockets as descriptors 3 and 4.
-fn spawn(directory: &Path, control: OwnedFd, listener: OwnedFd) -> Child {
+fn spawn(directory: &Path, control: OwnedFd, listener: OwnedFd, own_mounts: bool) -> Child {
     let tests = std::env::current_exe().unwrap();
     let program = tests
         .parent()
@@ -215,6 +269,11 @@ fn spawn(directory: &Path, control: OwnedFd, listener: OwnedFd) -> Child {
     // what they were in the parent is the parent's still.
     unsafe {
         command.pre_exec(move || {
+            if own_mounts {
+                rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS)?;
+                let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+                mount_change("/", flags)?;
+            }
             // Out of the way of each other first.
             let high = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 10);
             let (control, listener) = (high(&control)?, high(&listener)?);

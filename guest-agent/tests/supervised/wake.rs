@@ -11,7 +11,7 @@ use std::{
 use brig_agent::wake::time_stamp_counter;
 use brig_protocol::{
     agent::{FromAgent, Identity, ToAgent, WakeSpec},
-    spec::FileSpec,
+    spec::{FileImages, FileSpec},
 };
 
 use crate::supervisor::{Agent, STDOUT, line};
@@ -47,35 +47,78 @@ fn the_clock_and_the_random_numbers_are_set_before_the_answer() {
     agent.start("exit 0");
 }
 
+fn file(path: &str, content: &str, images: FileImages) -> FileSpec {
+    FileSpec {
+        path: path.into(),
+        content: content.into(),
+        mode: 0o444,
+        images,
+    }
+}
+
+/// A sandbox's own files, those of `who`.
+fn files(who: &str) -> Vec<FileSpec> {
+    vec![
+        file("/etc/hostname", &format!("{who}\n"), FileImages::All),
+        file("/etc/machine-id", &format!("id of {who}\n"), FileImages::WithFile),
+    ]
+}
+
 #[test]
 fn a_running_sandbox_is_given_its_new_name_and_files() {
     for is_prepared in [false, true] {
         let mut agent = Agent::new();
+        fs::write(
+            agent.directory.path().join("rootfs/etc/machine-id"),
+            "the image's\n",
+        )
+        .unwrap();
         let mut spec = agent.spec(
-            "busybox cat /etc/hostname; read line; busybox hostname; busybox cat /etc/hostname; exec busybox sleep 1000",
+            "look() { busybox hostname; busybox cat /etc/hostname /etc/machine-id; }
+             look; echo looked; read line; look; exec busybox sleep 1000",
         );
-        let file = |content: &str| FileSpec {
-            path: "/etc/hostname".into(),
-            content: content.into(),
-            mode: 0o644,
-        };
-        spec.files = vec![file("cell\n")];
+        spec.hostname = "cell".into();
+        spec.files = files("cell");
         if is_prepared {
-            agent.prepare(agent.spec(""));
+            let mut template = agent.spec("");
+            template.files = files("template");
+            agent.prepare(template);
         }
         let (mut stdin, stdout) = (agent.stream(crate::supervisor::STDIN), agent.stream(STDOUT));
         agent.start_spec(spec);
-        assert_eq!(line(&stdout), "cell\n");
-        let mut unknown = file("nobody reads this");
-        unknown.path = "/etc/unknown".into();
+        let look = || [line(&stdout), line(&stdout), line(&stdout)];
+        assert_eq!(look(), ["cell\n", "cell\n", "id of cell\n"]);
+        // Whoever reads the files has read their end, too.
+        assert_eq!(line(&stdout), "looked\n");
+        let mut files = files("copy-of-cell");
+        files.insert(0, file("/etc/unknown", "nobody reads this", FileImages::All));
         agent.send(&ToAgent::Wake(now(Some(Identity {
             hostname: "copy-of-cell".into(),
-            files: vec![unknown, file("copy\n")],
+            files,
         }))));
         assert_eq!(agent.receive(), FromAgent::Awake);
         std::io::Write::write_all(&mut stdin, b"go\n").unwrap();
-        assert_eq!(line(&stdout), "copy-of-cell\n");
-        assert_eq!(line(&stdout), "copy\n");
+        assert_eq!(
+            look(),
+            ["copy-of-cell\n", "copy-of-cell\n", "id of copy-of-cell\n"]
+        );
         assert_ne!(rustix::system::uname().nodename().to_bytes(), b"copy-of-cell");
     }
+}
+
+#[test]
+fn a_running_sandbox_of_an_image_without_a_machine_id_is_given_none() {
+    let mut agent = Agent::new();
+    let mut spec = agent.spec("echo runs; read line; busybox ls /etc; exec busybox sleep 1000");
+    spec.files = files("cell");
+    let (mut stdin, stdout) = (agent.stream(crate::supervisor::STDIN), agent.stream(STDOUT));
+    agent.start_spec(spec);
+    assert_eq!(line(&stdout), "runs\n");
+    agent.send(&ToAgent::Wake(now(Some(Identity {
+        hostname: "copy".into(),
+        files: files("copy"),
+    }))));
+    assert_eq!(agent.receive(), FromAgent::Awake);
+    std::io::Write::write_all(&mut stdin, b"go\n").unwrap();
+    assert_eq!(line(&stdout), "hostname\n");
 }
