@@ -10,7 +10,7 @@ use std::{
     rc::Rc,
 };
 
-use tokio::{io::AsyncReadExt, net::unix::pipe::Receiver};
+use tokio::{io::AsyncReadExt, net::unix::pipe::Receiver, task::JoinHandle};
 
 use crate::error::one_line;
 
@@ -55,18 +55,25 @@ impl Console {
         }))))
     }
 
-    /// Makes a pipe, reads from it in a task of its own until its last writer is gone, and gives its write end.
+    /// Makes a pipe, collects what comes from it, and gives its write end.
     ///
     /// # Errors
     /// Those of pipe(2).
-    pub fn pipe(&self) -> io::Result<(OwnedFd, tokio::task::JoinHandle<()>)> {
+    pub fn pipe(&self) -> io::Result<(OwnedFd, JoinHandle<()>)> {
         let (reader, writer) = io::pipe()?;
-        let reader = Receiver::from_owned_fd(reader.into())?;
-        let console = self.clone();
-        Ok((writer.into(), tokio::task::spawn_local(console.collect(reader))))
+        Ok((writer.into(), self.collect(reader.into())?))
     }
 
-    async fn collect(self, mut reader: Receiver) {
+    /// Collects what comes from the pipe `reader`, in a task of its own, until its last writer is gone.
+    ///
+    /// # Errors
+    /// Those of making it ready to be waited for.
+    pub fn collect(&self, reader: OwnedFd) -> io::Result<JoinHandle<()>> {
+        let reader = Receiver::from_owned_fd(reader)?;
+        Ok(tokio::task::spawn_local(self.clone().read(reader)))
+    }
+
+    async fn read(self, mut reader: Receiver) {
         let mut line = Vec::new();
         let mut chunk = vec![0; 4096];
         while let Ok(count @ 1..) = reader.read(&mut chunk).await {

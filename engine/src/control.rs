@@ -3,14 +3,15 @@
 //!
 //! | request | answers |
 //! |---|---|
-//! | (a supervisor was started) | `Ready` or `Failed` |
 //! | `Start` | perhaps `Notice`, then `Started` or `Failed`; with `attach` then as `Attach` |
-//! | `Attach` | any number of `Stdout` and `Stderr`, then `Exited`; takes `Stdin` and `StdinEnd` at any time |
+//! | `Attach` | any number of `Stdout` and `Stderr`, then `Exited`; takes `Stdin`, `StdinEnd` and `Resize` at any time |
+//! | `Exec` | `Started` or `Failed`, any number of `Stdout` and `Stderr`, then `Ended`; takes the same, and `Detach` |
 //! | `Signal` | `Done` |
 //! | `Save` | `Saved` or `Failed` |
+//! | `CopyDisk` | `Done` or `Failed` |
 //! | `Stop`, `Kill`, `Wait` | `Exited`, when everything is cleaned up |
 //!
-//! A connection carries one request other than `Stdin`, `StdinEnd`, `Signal` and `Save`.
+//! A connection carries one request other than `Stdin`, `StdinEnd`, `Resize`, `Signal`, `Save` and `CopyDisk`.
 
 use std::{
     fs::File,
@@ -22,6 +23,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use brig_protocol::spec::WindowSize;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -30,14 +32,17 @@ use crate::{Error, SandboxId, clock::Timing, snapshot::Layout};
 /// Most bytes of output or input in one message.
 pub const CHUNK_BYTES: usize = 32 << 10;
 
-/// Most bytes of a frame, either way.
+/// Most bytes of a frame, from a supervisor.
 pub const FRAME_BYTES: usize = 64 << 10;
+
+/// Most bytes of a frame to a supervisor: a command with its environment is in it.
+pub const REQUEST_BYTES: usize = 2 << 20;
 
 /// To a supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Boot the guest and start its process. Only on the socket that the supervisor was born with; when that closes
-    /// before `Started`, the start is given up.
+    /// Bind the ports, get a guest and start its process. Only on the socket that the supervisor was born with, and the first
+    /// there; when that closes before `Started`, the start is given up.
     Start {
         /// Whether output and exit status are wanted on this connection.
         attach: bool,
@@ -47,9 +52,18 @@ pub enum Request {
         cold: bool,
         /// Whether what the guest costs is counted, see [`crate::clock::Timing::costs`].
         count: bool,
+        /// The size of the terminal that the process gets if it has one.
+        size: Option<WindowSize>,
     },
     /// Send what the process writes from now on.
     Attach,
+    /// Start another process, with this connection for its streams. When the connection closes before it has ended, its
+    /// streams do: its terminal hangs up.
+    Exec(Box<ExecRequest>),
+    /// The process that this connection started goes on without it; what it writes goes nowhere.
+    Detach,
+    /// The terminal that this connection's process is seen on has this size.
+    Resize(WindowSize),
     /// Bytes for the process's standard input; at most [`CHUNK_BYTES`].
     Stdin(Vec<u8>),
     /// The end of its standard input.
@@ -68,17 +82,41 @@ pub enum Request {
         /// The name of a [`crate::snapshot::Workspace`].
         workspace: String,
     },
+    /// Copy the sandbox's disk, as it is between two writes.
+    CopyDisk {
+        /// The name of a [`crate::snapshot::Workspace`].
+        workspace: String,
+    },
     /// End the guest at once.
     Kill,
     /// Wait for the end of the process.
     Wait,
 }
 
+/// A process to start beside the first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// The program and its arguments.
+    pub args: Vec<String>,
+    /// `NAME=value` entries, beside those of the sandbox.
+    pub env: Vec<String>,
+    /// The user, when it is not the sandbox's.
+    pub user: Option<String>,
+    /// The working directory, when it is not the sandbox's.
+    pub working_dir: Option<String>,
+    /// Whether standard input will come.
+    pub stdin: bool,
+    /// With a terminal of this size.
+    pub tty: Option<WindowSize>,
+    /// With every capability that there is.
+    pub privileged: bool,
+    /// Nobody wants its output or its end.
+    pub detach: bool,
+}
+
 /// From a supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// The supervisor is up, and the ports are bound.
-    Ready,
     /// One line for the user about how the start goes.
     Notice(String),
     /// The process runs.
@@ -98,6 +136,11 @@ pub enum Reply {
     Stderr(Vec<u8>),
     /// The signal is on its way.
     Done,
+    /// The process that this connection started has ended.
+    Ended {
+        /// Its exit code: the code, or 128 + signal.
+        code: i32,
+    },
     /// The process ended.
     Exited(Box<Exit>),
 }

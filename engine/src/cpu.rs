@@ -1,6 +1,6 @@
 //! What the host says about its processor: what decides whether a saved guest can go on here.
 
-use std::{fs::File, io::Read};
+use std::{fs::File, io::Read, sync::LazyLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -29,8 +29,14 @@ pub struct Cpu {
 
 impl Cpu {
     /// This host's.
-    pub fn this() -> Self {
-        let mut text = Vec::new();
+    pub fn this() -> &'static Self {
+        // Asked for more than once in a start, and the kernel takes its time to write this file.
+        static THIS: LazyLock<Cpu> = LazyLock::new(Cpu::read);
+        &THIS
+    }
+
+    fn read() -> Self {
+        let mut text = Vec::with_capacity(CPUINFO_BYTES as usize);
         let _ = File::open("/proc/cpuinfo").and_then(|file| file.take(CPUINFO_BYTES).read_to_end(&mut text));
         Self::parse(&String::from_utf8_lossy(&text))
     }

@@ -4,16 +4,22 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
+use rustix::{
+    fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek},
+    io::Errno,
+};
 
 use crate::{Error, Paths, mke2fs};
 
 /// Bytes that the filesystem has to offer. The file takes from the host only what is written to it.
 pub const DISK_BYTES: u64 = 10 << 30;
+
+/// Bytes that are copied at a time where the kernel does not copy.
+const COPY_BYTES: usize = 256 << 10;
 
 /// Part of the blank disk's name: another one whenever [`FORMAT`] changes.
 const FORMAT_VERSION: u32 = 2;
@@ -150,7 +156,7 @@ fn copy_data(source: &File, target: &File) -> io::Result<()> {
         let data = match seek(source, SeekFrom::Data(position)) {
             Ok(data) => data,
             // No data up to the end.
-            Err(rustix::io::Errno::NXIO) => break,
+            Err(Errno::NXIO) => break,
             Err(e) => return Err(e.into()),
         };
         let hole = seek(source, SeekFrom::Hole(data))?;
@@ -164,9 +170,24 @@ fn copy_extent(source: &File, target: &File, start: u64, end: u64) -> io::Result
     let (mut from, mut to) = (start, start);
     while from < end {
         let length = usize::try_from(end - from).unwrap_or(usize::MAX);
-        if copy_file_range(source, Some(&mut from), target, Some(&mut to), length)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        match copy_file_range(source, Some(&mut from), target, Some(&mut to), length) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            // Between filesystems of different kinds the kernel leaves it to the caller.
+            Err(Errno::XDEV) => return copy_bytes(source, target, from, end),
+            Err(e) => return Err(e.into()),
         }
+    }
+    Ok(())
+}
+
+fn copy_bytes(source: &File, target: &File, mut position: u64, end: u64) -> io::Result<()> {
+    let mut buffer = vec![0; COPY_BYTES];
+    while position < end {
+        let length = usize::try_from(end - position).map_or(COPY_BYTES, |left| left.min(COPY_BYTES));
+        source.read_exact_at(&mut buffer[..length], position)?;
+        target.write_all_at(&buffer[..length], position)?;
+        position += length as u64;
     }
     Ok(())
 }

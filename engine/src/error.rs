@@ -12,6 +12,8 @@ use brig_protocol::{
 
 use crate::port::PortError;
 
+/// Exit code of a command that fails other than by what it was to run.
+pub const CODE_COMMAND: i32 = 1;
 /// Exit code when brig itself fails.
 pub const CODE_BRIG: i32 = 125;
 /// Exit code when the command cannot be executed.
@@ -41,12 +43,42 @@ pub enum Error {
         "invalid name {0:?}: a name has two or more of a-z, A-Z, 0-9, '_', '.', '-' and starts with a letter or digit"
     )]
     InvalidName(String),
+    /// Both cannot be.
+    #[error("--no-healthcheck conflicts with --health-* options")]
+    HealthConflict,
+    /// The image says something that is no check.
+    #[error("invalid health check {0:?}: it begins with CMD, CMD-SHELL or NONE")]
+    InvalidHealthTest(String),
+    /// There is nothing to execute.
+    #[error("no command to execute was given")]
+    NoExecCommand,
+    /// Docker's words for a sandbox that does not run.
+    #[error("cannot attach to a stopped sandbox: start it first (brig start {0})")]
+    CannotAttach(String),
     /// No signal is called so.
     #[error("invalid signal: {0}")]
     InvalidSignal(String),
     /// No amount of memory.
     #[error("invalid amount of memory {0:?}: write it as 512m or 1g")]
     InvalidMemory(String),
+    /// There are two.
+    #[error(
+        "invalid isolation {0:?}: vm (a microVM with its own kernel) or container (namespaces on this host's kernel)"
+    )]
+    InvalidIsolation(String),
+    /// The host cannot do what `container` isolation needs.
+    #[error("cannot run this in container isolation: {0}")]
+    Isolation(String),
+    /// What only a guest can do.
+    #[error(
+        "{name} has container isolation, and only a sandbox with a guest of its own (--isolation vm) can be {what}"
+    )]
+    NeedsVm {
+        /// The sandbox, as the user named it.
+        name: String,
+        /// What was asked for: a participle.
+        what: &'static str,
+    },
     /// A guest kernel needs more.
     #[error("{asked} of memory is too little for a guest: give it {MEMORY_MIB_MIN} MiB or more")]
     MemoryTooSmall {
@@ -113,8 +145,22 @@ pub enum Error {
     #[error("the image {0} names no command: write one after the image")]
     NoCommand(String),
     /// The image is not in the store.
-    #[error("unable to find image '{0}' locally: load it from an archive with `brig load -i FILE`")]
+    #[error(
+        "unable to find image '{0}' locally: get it with `brig pull` or from an archive with `brig load -i FILE`"
+    )]
     NoSuchImage(String),
+    /// The image is for other machines.
+    #[error(
+        "image '{image}' is for {platform}, brig runs {host}: `brig pull --platform {host}` gets that one"
+    )]
+    Platform {
+        /// The image as the user wrote it.
+        image: String,
+        /// What it is for.
+        platform: String,
+        /// What brig runs.
+        host: String,
+    },
     /// A sandbox's image has been removed.
     #[error("the image {0} of this sandbox is not unpacked any more: load it again")]
     ImageGone(String),
@@ -216,6 +262,17 @@ pub enum Error {
         /// One line.
         reason: String,
     },
+    /// A sandbox's files could not be packed.
+    #[error("cannot read the files of sandbox {name}: {reason}")]
+    Pack {
+        /// As the user named it.
+        name: String,
+        /// One line.
+        reason: String,
+    },
+    /// What a sandbox's guest packed cannot be written where it is wanted.
+    #[error("cannot write")]
+    Output(#[source] io::Error),
     /// An archive is no snapshot.
     #[error("cannot import the snapshot: {0}")]
     Import(String),

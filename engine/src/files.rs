@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Read},
     os::{
         fd::OwnedFd,
         unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
@@ -45,6 +45,21 @@ pub fn open_whole(directory: &OwnedFd, name: &str, bytes: u64) -> Result<File, S
         Ok(metadata) => Err(format!("its {name} has {} bytes, not {bytes}", metadata.len())),
         Err(e) => Err(format!("cannot read its {name}: {e}")),
     }
+}
+
+/// Reads all of a file that has at most `limit` bytes, in as few reads as it takes.
+///
+/// # Errors
+/// [`io::ErrorKind::FileTooLarge`]; those of read(2).
+pub fn read_bounded(file: File, limit: u64) -> io::Result<Vec<u8>> {
+    let length = file.metadata()?.len();
+    // One more, so that the end is seen without a longer buffer.
+    let mut bytes = Vec::with_capacity(length.min(limit) as usize + 1);
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(bytes)
 }
 
 /// Makes a file that does not exist yet, for its owner alone.
@@ -106,4 +121,29 @@ pub fn allocated(directory: &Path) -> io::Result<u64> {
         bytes += entry?.metadata()?.blocks() * 512;
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_whole_up_to_its_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        for bytes in [0, 1, 99, 100] {
+            fs::write(&path, vec![7; bytes]).unwrap();
+            let read = read_bounded(File::open(&path).unwrap(), 100).unwrap();
+            assert_eq!(read, vec![7; bytes]);
+        }
+        fs::write(&path, vec![7; 101]).unwrap();
+        let error = read_bounded(File::open(&path).unwrap(), 100).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+        // One whose length the kernel does not tell.
+        assert!(
+            !read_bounded(File::open("/proc/self/stat").unwrap(), 100_000)
+                .unwrap()
+                .is_empty()
+        );
+    }
 }

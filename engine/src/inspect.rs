@@ -6,10 +6,14 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    Paths,
+    Isolation, Paths,
     guest::Origin,
     port::{BoundPort, PublishedPort},
-    sandbox::{Directory, Sandbox, Status},
+    resources::{Cpus, MemoryMib},
+    sandbox::{
+        Config, Directory, Sandbox, Status,
+        health::{Health, HealthConfig},
+    },
 };
 
 /// What Docker shows for a time that never was.
@@ -33,23 +37,28 @@ pub fn inspect(paths: &Paths, sandbox: &Sandbox) -> Value {
         "LogPath": directory.log(),
         "Name": format!("/{}", config.name),
         "RestartCount": 0,
-        "Driver": "erofs",
+        "Driver": match config.isolation {
+            Isolation::Vm => "erofs",
+            Isolation::Container => "overlay2",
+        },
         "Platform": "linux",
         "HostConfig": {
             "AutoRemove": config.auto_remove,
-            "Memory": config.memory.bytes(),
-            "NanoCpus": config.cpus.nano(),
+            "Memory": memory(config),
+            "NanoCpus": nano_cpus(config),
+            "PidsLimit": config.limits.pids,
             "NetworkMode": "none",
             "PortBindings": wanted_ports(&config.ports),
             "LogConfig": { "Type": "json-file", "Config": {} },
-            "Isolation": "vm",
+            "Isolation": config.isolation.as_str(),
         },
         "Config": {
             "Hostname": config.hostname,
             "User": config.user,
             "AttachStdin": config.stdin,
             "OpenStdin": config.stdin,
-            "Tty": false,
+            "StdinOnce": config.stdin_once,
+            "Tty": config.tty,
             "Env": config.env,
             "Cmd": non_empty(&config.command),
             "Entrypoint": non_empty(&config.entrypoint),
@@ -57,6 +66,8 @@ pub fn inspect(paths: &Paths, sandbox: &Sandbox) -> Value {
             "WorkingDir": config.working_dir,
             "Labels": config.labels,
             "StopSignal": config.stop_signal.to_string(),
+            "Healthcheck": config.health.as_ref().map(healthcheck),
+            "Volumes": volumes(&config.volumes),
             "ExposedPorts": exposed_ports(sandbox),
         },
         "NetworkSettings": { "Ports": bound_ports(&sandbox.state.ports) },
@@ -64,15 +75,32 @@ pub fn inspect(paths: &Paths, sandbox: &Sandbox) -> Value {
     })
 }
 
+/// Bytes; 0 stands for no limit.
+fn memory(config: &Config) -> u64 {
+    match config.isolation {
+        Isolation::Vm => config.memory.bytes(),
+        Isolation::Container => config.limits.memory.map_or(0, MemoryMib::bytes),
+    }
+}
+
+/// Billionths of a CPU; 0 stands for no limit.
+fn nano_cpus(config: &Config) -> u64 {
+    match config.isolation {
+        Isolation::Vm => config.cpus.nano(),
+        Isolation::Container => config.limits.cpus.map_or(0, Cpus::nano),
+    }
+}
+
 /// What Docker has no names for.
 fn brig(sandbox: &Sandbox) -> Value {
     let state = &sandbox.state;
     json!({
+        "Isolation": sandbox.config.isolation.as_str(),
         "NoTemplate": sandbox.config.no_template,
         // A fork's snapshot has no name and is gone.
         "Snapshot": sandbox.config.snapshot.as_deref().filter(|name| !name.starts_with('.')),
         // Of the guest that runs; null when none does.
-        "Restored": state.origin.map(|origin| origin != Origin::Boot),
+        "Restored": state.origin.map(|origin| !matches!(origin, Origin::Boot | Origin::Container)),
         "Origin": state.origin.map(Origin::as_str),
         "EmulatedKvmWorkarounds": state.workarounds,
     })
@@ -94,9 +122,43 @@ fn state(sandbox: &Sandbox) -> Value {
         "Error": state.error.as_deref().unwrap_or(""),
         "StartedAt": time(state.started),
         "FinishedAt": time(state.finished),
+        "Health": state.health.as_ref().map(health),
         "GuestKernel": state.kernel,
         "VmmPid": state.vmm_pid.unwrap_or(0),
     })
+}
+
+fn healthcheck(config: &HealthConfig) -> Value {
+    let nanoseconds = |time: std::time::Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    json!({
+        "Test": config.test,
+        "Interval": nanoseconds(config.interval),
+        "Timeout": nanoseconds(config.timeout),
+        "StartPeriod": nanoseconds(config.start_period),
+        "StartInterval": nanoseconds(config.start_interval),
+        "Retries": config.retries,
+    })
+}
+
+fn health(health: &Health) -> Value {
+    let log: Vec<Value> = health
+        .log
+        .iter()
+        .map(|checked| {
+            json!({
+                "Start": checked.start.to_string(),
+                "End": checked.end.to_string(),
+                "ExitCode": checked.exit_code,
+                "Output": checked.output,
+            })
+        })
+        .collect();
+    json!({ "Status": health.status.as_str(), "FailingStreak": health.failing_streak, "Log": log })
+}
+
+fn volumes(paths: &[String]) -> Option<Value> {
+    let all: Map<String, Value> = paths.iter().map(|path| (path.clone(), json!({}))).collect();
+    (!all.is_empty()).then_some(Value::Object(all))
 }
 
 fn non_empty(list: &[String]) -> Option<&[String]> {
@@ -199,7 +261,7 @@ mod tests {
         let value = inspect(&paths, &sandbox);
         assert_eq!(
             value["Brig"],
-            json!({ "NoTemplate": false, "Snapshot": null, "Restored": true, "Origin": "template", "EmulatedKvmWorkarounds": true })
+            json!({ "Isolation": "vm", "NoTemplate": false, "Snapshot": null, "Restored": true, "Origin": "template", "EmulatedKvmWorkarounds": true })
         );
     }
 }

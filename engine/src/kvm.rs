@@ -7,16 +7,12 @@ use std::{
     time::Duration,
 };
 
-use brig_protocol::{
-    channel::ChannelError,
-    vmm::{Command, Event, KvmKind},
-};
+use brig_protocol::vmm::{Command, Event, KvmKind};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use crate::{
     Error, Paths,
-    console::Console,
     cpu::Cpu,
     sandbox::write_record,
     vmm::{Spawn, VmmError, describe_end},
@@ -66,10 +62,17 @@ impl Host {
         Self {
             boot_id: boot_id.trim().to_owned(),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            cpu: cpu.name,
-            microcode: cpu.microcode,
+            cpu: cpu.name.clone(),
+            microcode: cpu.microcode.clone(),
         }
     }
+}
+
+/// What kind of KVM this host has, when that has been found out already.
+pub fn remembered(paths: &Paths) -> Option<KvmKind> {
+    let bytes = fs::read(paths.kvm_cache()).ok()?;
+    let remembered: Remembered = serde_json::from_slice(&bytes).ok()?;
+    (remembered.host == Host::this()).then_some(remembered.kvm)
 }
 
 /// What kind of KVM `kvm` is: remembered, or asked of a VMM.
@@ -77,27 +80,18 @@ impl Host {
 /// # Errors
 /// [`Error::Vmm`]. An answer that cannot be remembered is no error.
 pub async fn kind(paths: &Paths, kvm: &File, spawn: &dyn Spawn) -> Result<KvmKind, Error> {
-    let host = Host::this();
-    let remembered: Option<Remembered> = fs::read(paths.kvm_cache())
-        .ok()
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    if let Some(remembered) = remembered
-        && remembered.host == host
-    {
-        return Ok(remembered.kvm);
+    if let Some(kind) = remembered(paths) {
+        return Ok(kind);
     }
     let kvm = probe(kvm, spawn).await?;
+    let host = Host::this();
     let _ = write_record(&paths.kvm_cache(), &Remembered { host, kvm });
     Ok(kvm)
 }
 
 /// Asks a VMM.
 async fn probe(kvm: &File, spawn: &dyn Spawn) -> Result<KvmKind, Error> {
-    let console = Console::default();
-    let (stderr, _collecting) = console
-        .pipe()
-        .map_err(|source| VmmError::from(ChannelError::from(source)))?;
-    let mut vmm = spawn.spawn(stderr)?;
+    let mut vmm = spawn.spawn()?;
     let ask = async {
         vmm.channel.send(&Command::Probe, &[kvm.as_fd()]).await?;
         vmm.channel.event().await

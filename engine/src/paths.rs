@@ -15,7 +15,7 @@ pub struct Paths {
     pub root: PathBuf,
     /// Control sockets.
     pub runtime: PathBuf,
-    /// `brig-vmm`, `vmlinux`, `initrd.cpio`, `welcome.tar`.
+    /// `brig-supervisor`, `brig-vmm`, `brig-cell`, `vmlinux`, `initrd.cpio`, `welcome.tar`.
     pub lib: PathBuf,
 }
 
@@ -108,9 +108,24 @@ impl Paths {
         self.root.join("kvm.json")
     }
 
+    /// The program that is a sandbox's supervisor.
+    pub fn supervisor(&self) -> PathBuf {
+        self.lib.join("brig-supervisor")
+    }
+
     /// The jailed hypervisor process.
     pub fn vmm(&self) -> PathBuf {
         self.lib.join("brig-vmm")
+    }
+
+    /// The program that is a cell on the host's kernel.
+    pub fn cell(&self) -> PathBuf {
+        self.lib.join("brig-cell")
+    }
+
+    /// The program that speaks to registries.
+    pub fn registry(&self) -> PathBuf {
+        self.lib.join("brig-registry")
     }
 
     /// The guest's kernel, an uncompressed ELF file.

@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use brig_image_store::limits::parse_bytes;
 use brig_protocol::vmm::{MEMORY_MIB_MAX, MEMORY_MIB_MIN, VCPUS_MAX};
 use serde::{Deserialize, Serialize};
 
@@ -48,25 +49,10 @@ impl MemoryMib {
 impl FromStr for MemoryMib {
     type Err = Error;
 
-    /// Takes bytes, or a number with the suffix `b`, `k`, `m`, `g` or `t` (powers of 1,024; `mb`, `MiB` too). A part of
-    /// a MiB counts as a whole one.
+    /// Takes what [`parse_bytes`] does. A part of a MiB counts as a whole one.
     fn from_str(text: &str) -> Result<Self, Error> {
         let invalid = || Error::InvalidMemory(text.to_owned());
-        let digits = text
-            .bytes()
-            .take_while(|b| b.is_ascii_digit() || *b == b'.')
-            .count();
-        let (number, suffix) = text.split_at(digits);
-        let shift = match suffix.trim_start().to_ascii_lowercase().as_str() {
-            "" | "b" => 0,
-            "k" | "kb" | "kib" => 10,
-            "m" | "mb" | "mib" => 20,
-            "g" | "gb" | "gib" => 30,
-            "t" | "tb" | "tib" => 40,
-            _ => return Err(invalid()),
-        };
-        let number: f64 = number.parse().map_err(|_| invalid())?;
-        let mib = (number * f64::from(shift).exp2() / 1_048_576.0).ceil();
+        let mib = (parse_bytes(text).ok_or_else(invalid)? / 1_048_576.0).ceil();
         if mib < f64::from(MEMORY_MIB_MIN) {
             return Err(Error::MemoryTooSmall {
                 asked: text.to_owned(),

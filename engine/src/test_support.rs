@@ -13,6 +13,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use brig_image_store::{Image, ImageConfig, ImageId};
@@ -27,10 +28,13 @@ use jiff::Timestamp;
 use tempfile::TempDir;
 
 use crate::{
-    Error, Paths, SandboxId,
+    Error, Isolation, Paths, SandboxId,
     host::Host,
     resources::{Cpus, MemoryMib},
-    sandbox::{Config, config::VERSION as LAYOUT},
+    sandbox::{
+        Config,
+        config::{Limits, VERSION as LAYOUT},
+    },
     signal::Signal,
     vmm::{Spawn, Vmm, VmmError},
 };
@@ -73,6 +77,10 @@ pub(crate) fn config(id: SandboxId, name: String) -> Config {
         working_dir: "/".into(),
         user: String::new(),
         stdin: false,
+        stdin_once: false,
+        tty: false,
+        isolation: Isolation::Vm,
+        limits: Limits::default(),
         memory: MemoryMib::DEFAULT,
         cpus: Cpus::DEFAULT,
         ports: vec![],
@@ -81,6 +89,8 @@ pub(crate) fn config(id: SandboxId, name: String) -> Config {
         auto_remove: false,
         no_template: false,
         snapshot: None,
+        health: None,
+        volumes: vec![],
         labels: BTreeMap::new(),
     }
 }
@@ -91,6 +101,7 @@ pub(crate) fn image(entrypoint: &[&str], cmd: &[&str]) -> Image {
     Image {
         id: ImageId(format!("sha256:{}", "0".repeat(64)).parse().unwrap()),
         names: vec![],
+        digests: vec![],
         manifest: None,
         config: ImageConfig {
             entrypoint: texts(entrypoint),
@@ -109,13 +120,26 @@ pub(crate) fn image(entrypoint: &[&str], cmd: &[&str]) -> Image {
 pub(crate) struct FakeVmm {
     script: Arc<dyn Fn(Player) + Send + Sync>,
     spawned: AtomicUsize,
+    wake_timeout: Duration,
 }
+
+/// Longer than any guest that wakes up takes.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 impl FakeVmm {
     pub fn new(script: impl Fn(Player) + Send + Sync + 'static) -> Self {
         Self {
             script: Arc::new(script),
             spawned: AtomicUsize::new(0),
+            wake_timeout: PATIENCE,
+        }
+    }
+
+    /// With no patience for guests that do not wake up.
+    pub fn impatient(self) -> Self {
+        Self {
+            wake_timeout: Duration::from_secs(2),
+            ..self
         }
     }
 
@@ -126,17 +150,18 @@ impl FakeVmm {
 }
 
 impl Spawn for FakeVmm {
-    fn spawn(&self, stderr: OwnedFd) -> Result<Vmm, VmmError> {
+    fn spawn(&self) -> Result<Vmm, VmmError> {
         let (ours, theirs) = channel::pair().map_err(channel::ChannelError::Io)?;
+        let (said, stderr) = std::io::pipe().map_err(channel::ChannelError::Io)?;
         self.spawned.fetch_add(1, Ordering::SeqCst);
         let script = Arc::clone(&self.script);
         thread::spawn(move || {
             script(Player {
                 channel: theirs,
-                _stderr: stderr,
+                _stderr: stderr.into(),
             });
         });
-        Vmm::new(ours, None)
+        Vmm::new(ours, said.into(), None)
     }
 }
 
@@ -148,6 +173,23 @@ impl Host for FakeVmm {
     fn image(&self, _config: &Config) -> Result<File, Error> {
         Ok(File::open("/dev/null").unwrap())
     }
+
+    fn complain_to(&self, _log: File) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn wake_timeout(&self, _kvm: KvmKind) -> Duration {
+        self.wake_timeout
+    }
+}
+
+/// What becomes of a VMM that is told to restore a guest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum AtRestore {
+    /// It ends, as one that is killed.
+    Dies,
+    /// It says nothing more.
+    Hangs,
 }
 
 /// The side of a VMM.
@@ -157,10 +199,36 @@ pub(crate) struct Player {
 }
 
 impl Player {
+    /// Answers a probe; a VMM that is to run a guest takes its command and does no more than `end` says.
+    pub fn fail_at_restore(self, end: AtRestore) {
+        let (command, _fds): (Command, Vec<OwnedFd>) = channel::receive(&self.channel).unwrap();
+        match (command, end) {
+            (Command::Probe, _) => {
+                let kvm = KvmKind::Standard;
+                channel::send(&self.channel, &Event::Probed { kvm }, &[]).unwrap();
+            }
+            (Command::Restore(_), AtRestore::Dies) => {}
+            (Command::Restore(_), AtRestore::Hangs) => {
+                while channel::receive::<Command>(&self.channel).is_ok() {}
+            }
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+
     pub fn answer_probe(self, kvm: KvmKind) {
         let (command, fds): (Command, _) = channel::receive(&self.channel).unwrap();
         assert_eq!((command, fds.len()), (Command::Probe, 1));
         channel::send(&self.channel, &Event::Probed { kvm }, &[]).unwrap();
+    }
+
+    /// Takes the command to map a template's memory ahead, and gives what is in the two files.
+    pub fn mapped_ahead(self) -> [String; 2] {
+        let (command, fds): (Command, Vec<OwnedFd>) = channel::receive(&self.channel).unwrap();
+        assert_eq!(command, Command::MapAhead);
+        let contents = fds
+            .into_iter()
+            .map(|fd| std::io::read_to_string(File::from(fd)).unwrap());
+        contents.collect::<Vec<_>>().try_into().unwrap()
     }
 
     /// Answers a probe, or takes a boot or restore command and gives the guest that follows it.

@@ -20,12 +20,14 @@ pub struct Turn {
     _lock: Option<Lock>,
 }
 
+/// How many come up at the same time.
+pub fn places() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get) * STARTS_A_CPU
+}
+
 /// Waits for a place. Where places cannot be kept, on a full disk say, nobody waits. Cancel safe.
 pub async fn take(paths: &Paths) -> Turn {
-    let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let places: Vec<PathBuf> = (0..cpus * STARTS_A_CPU)
-        .map(|place| paths.start_lock(place))
-        .collect();
+    let places: Vec<PathBuf> = (0..places()).map(|place| paths.start_lock(place)).collect();
     // All at once, by the first: a root looks the same however many have started in it at a time.
     if places.last().is_some_and(|last| !last.exists()) {
         for place in &places {
@@ -58,9 +60,8 @@ mod tests {
             runtime: root.path().into(),
             lib: root.path().into(),
         };
-        let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
         let mut turns = Vec::new();
-        for _ in 0..cpus * STARTS_A_CPU {
+        for _ in 0..places() {
             turns.push(take(&paths).await);
         }
         assert!(timeout(LOOK_INTERVAL * 3, take(&paths)).await.is_err());

@@ -1,8 +1,14 @@
 //! An image's layers become one EROFS file, in a guest of its own: the host parses nothing of what is in them.
 
+mod directory;
+#[cfg(test)]
+mod tests;
+
 use std::{fs::File, time::Duration};
 
-use brig_image_store::{Image, Store, Unpack, UnpackJob};
+pub use self::directory::ensure_directory;
+use brig_image_store::{Image, MaxImageSize, Store, Unpack, UnpackJob};
+pub use brig_protocol::agent::UnpackCosts;
 use brig_protocol::{
     agent::{FromAgent, ToAgent, UnpackFailure, UnpackSpec},
     vmm::Event,
@@ -11,11 +17,11 @@ use tokio::{task::spawn_blocking, time::timeout};
 
 use crate::{
     Error, Paths,
-    clock::Timing,
+    clock::{self, monotonic_ns},
     console::Console,
     disk,
     error::{chain, one_line},
-    guest::{Disk, Failure, Guest, Kvm, Origin, Plan, SavedGuest, is_idle_talk},
+    guest::{Disk, Failure, Guest, Kvm, Origin, Plan, SavedGuest},
     host::Host,
     resources::MemoryMib,
     spec::{FRESH_DISK, USED_DISK},
@@ -28,6 +34,36 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Most characters of an agent's message that a user sees.
 const AGENT_TEXT: usize = 1000;
+
+/// What a user chooses of an unpack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Boot the guest, even when there is a template.
+    pub cold: bool,
+    /// How large the image may be.
+    pub max_size: MaxImageSize,
+}
+
+/// How an unpack went. Times are of the host's `CLOCK_MONOTONIC`, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// It began; waiting for others that unpack the same image comes before.
+    pub began_ns: u64,
+    /// The guest was ready.
+    pub ready_ns: u64,
+    /// The agent had written the image.
+    pub unpacked_ns: u64,
+    /// The image was in the store, on the disk.
+    pub done_ns: u64,
+    /// What the agent says of its time; untrusted.
+    pub costs: UnpackCosts,
+    /// Bytes of all compressed layers.
+    pub compressed_bytes: u64,
+    /// Bytes of the image.
+    pub bytes: u64,
+    /// Inodes in it, as the agent says; untrusted.
+    pub inodes: u64,
+}
 
 /// What a user is told of an unpack.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +79,9 @@ pub enum Report {
     Notice(String),
 }
 
-/// Makes sure that `image` is unpacked. Waits when another process unpacks it just now. Dropping the future ends the
-/// guest and leaves nothing behind. Needs a [`tokio::task::LocalSet`].
+/// Makes sure that `image` is unpacked, in a guest from a template when there is one. Returns its EROFS file, and how the
+/// unpack went if one was needed. Waits when another process unpacks it just now. Dropping the future ends the guest and
+/// leaves nothing behind. Needs a [`tokio::task::LocalSet`].
 ///
 /// # Errors
 /// [`Error::Unpack`] with what the agent said; those of booting a guest; [`Error::Image`].
@@ -53,16 +90,19 @@ pub async fn ensure(
     host: &dyn Host,
     store: &Store,
     image: &Image,
-    cold: bool,
+    options: Options,
     report: &mut dyn FnMut(Report),
-) -> Result<File, Error> {
+) -> Result<(File, Option<Timing>), Error> {
     let (store, wanted) = (store.clone(), image.clone());
-    let found = spawn_blocking(move || store.begin_unpack(&wanted))
+    let found = spawn_blocking(move || store.begin_unpack(&wanted, options.max_size))
         .await
         .map_err(|e| Error::Runtime(std::io::Error::other(e)))??;
     match found {
-        Unpack::Done(file) => Ok(file),
-        Unpack::Job(job) => run(paths, host, image, *job, cold, report).await,
+        Unpack::Done(file) => Ok((file, None)),
+        Unpack::Job(job) => {
+            let (file, timing) = run(paths, host, image, *job, options, report).await?;
+            Ok((file, Some(timing)))
+        }
     }
 }
 
@@ -71,37 +111,42 @@ async fn run(
     host: &dyn Host,
     image: &Image,
     job: UnpackJob,
-    cold: bool,
+    options: Options,
     report: &mut dyn FnMut(Report),
-) -> Result<File, Error> {
+) -> Result<(File, Timing), Error> {
+    let began_ns = monotonic_ns();
     let total = job.spec().layers.iter().map(|layer| layer.length).sum();
     report(Report::Progress { bytes: 0, total });
-    let kvm = Kvm::open(paths, host).await?;
-    let restored = if cold {
-        None
-    } else {
-        restore(paths, host, &kvm, &job, report).await?
-    };
-    let (mut guest, target) = match restored {
-        Some(guest) => (guest, USED_DISK),
-        None => (boot(paths, host, &kvm, &job).await?, FRESH_DISK),
-    };
+    let (mut guest, target) = guest_for(paths, host, &|| disks(&job), options.cold, report).await?;
     let spec = UnpackSpec {
         target,
         ..job.spec().clone()
     };
+    let ready_ns = monotonic_ns();
     // A guest that has just failed says why below.
     let _ = guest.tell(&ToAgent::Unpack(spec)).await;
     let result = unpacked(&mut guest, total, report).await;
     match result {
-        Ok(Ok(bytes)) => {
+        Ok(Ok(done)) => {
+            let unpacked_ns = monotonic_ns();
             // From here on nothing writes to the file.
             guest.vmm.kill().await;
-            Ok(job.commit(bytes)?)
+            let file = job.commit(done.bytes)?;
+            let timing = Timing {
+                began_ns,
+                ready_ns,
+                unpacked_ns,
+                done_ns: monotonic_ns(),
+                costs: done.costs,
+                compressed_bytes: total,
+                bytes: done.bytes,
+                inodes: done.inodes,
+            };
+            Ok((file, timing))
         }
-        Ok(Err(message)) => Err(Error::Unpack {
+        Ok(Err((kind, message))) => Err(Error::Unpack {
             image: name_of(image),
-            message,
+            message: describe(kind, message, options.max_size, job.spec()),
         }),
         Err(failure) => {
             let error = guest.explain(failure).await;
@@ -113,12 +158,36 @@ async fn run(
     }
 }
 
+/// Two disks for a guest that does one job, made anew for each attempt to start it.
+pub(crate) type JobDisks<'a> = &'a dyn Fn() -> Result<[Disk; 2], Error>;
+
+/// A guest that does one job with two disks, from the template when there is one and it is not to be `cold`, and the number of the
+/// second disk in it; the first is number 0.
+pub(crate) async fn guest_for(
+    paths: &Paths,
+    host: &dyn Host,
+    disks: JobDisks<'_>,
+    cold: bool,
+    report: &mut dyn FnMut(Report),
+) -> Result<(Guest, u8), Error> {
+    let kvm = Kvm::open(paths, host).await?;
+    let restored = if cold {
+        None
+    } else {
+        restore(paths, host, &kvm, disks, report).await?
+    };
+    match restored {
+        Some(guest) => Ok((guest, USED_DISK)),
+        None => Ok((boot(paths, host, &kvm, disks).await?, FRESH_DISK)),
+    }
+}
+
 /// A guest from the template, awake; `None` when there is no template, or none that can be used.
 async fn restore(
     paths: &Paths,
     host: &dyn Host,
     kvm: &Kvm,
-    job: &UnpackJob,
+    disks: JobDisks<'_>,
     report: &mut dyn FnMut(Report),
 ) -> Result<Option<Guest>, Error> {
     let ingredients = Ingredients::gather(paths, kvm.kind, Shape::unpack())?;
@@ -128,13 +197,13 @@ async fn restore(
         Found::Broken(reason) => reason,
         Found::Template(template) => {
             cache.touch(&key);
-            let [blobs, target] = disks(job)?;
+            let [first, second] = disks()?;
             // The guest has the template's disk mounted, and does nothing with it.
             let mounted = disk::copy_unnamed(&template.disk, &paths.templates())?;
             let mounted = Disk::whole(mounted, true).map_err(Error::Runtime)?;
             let plan = SavedGuest {
                 saved: template.saved,
-                disks: vec![blobs.in_slot(), mounted, target.in_slot()],
+                disks: vec![first.in_slot(), mounted, second.in_slot()],
                 streams: Vec::new(),
                 identity: None,
                 origin: Origin::Template,
@@ -155,7 +224,7 @@ async fn restore(
 }
 
 async fn wake(host: &dyn Host, kvm: &Kvm, plan: SavedGuest) -> Result<Guest, Error> {
-    let timing = &mut Timing::default();
+    let timing = &mut clock::Timing::default();
     let mut guest = Guest::restore(host, kvm, plan, Console::default(), timing).await?;
     match guest.awake(timing).await {
         Ok(()) => Ok(guest),
@@ -163,13 +232,21 @@ async fn wake(host: &dyn Host, kvm: &Kvm, plan: SavedGuest) -> Result<Guest, Err
     }
 }
 
-async fn boot(paths: &Paths, host: &dyn Host, kvm: &Kvm, job: &UnpackJob) -> Result<Guest, Error> {
+async fn boot(paths: &Paths, host: &dyn Host, kvm: &Kvm, disks: JobDisks<'_>) -> Result<Guest, Error> {
     let plan = Plan {
         vcpus: 1,
         memory: MemoryMib::UNPACK,
-        disks: disks(job)?.into(),
+        disks: disks()?.into(),
     };
-    Guest::boot(paths, host, kvm, plan, Console::default(), &mut Timing::default()).await
+    Guest::boot(
+        paths,
+        host,
+        kvm,
+        plan,
+        Console::default(),
+        &mut clock::Timing::default(),
+    )
+    .await
 }
 
 /// The blobs, and what the image is written to.
@@ -189,40 +266,49 @@ fn disks(job: &UnpackJob) -> Result<[Disk; 2], Error> {
     ])
 }
 
-/// The length of the image, or what the agent said against it.
+/// An image that the agent has written; untrusted.
+struct Written {
+    bytes: u64,
+    inodes: u64,
+    costs: UnpackCosts,
+}
+
+/// What the agent has written, or what it said against it.
 async fn unpacked(
     guest: &mut Guest,
     total: u64,
     report: &mut dyn FnMut(Report),
-) -> Result<Result<u64, String>, Failure> {
+) -> Result<Result<Written, (UnpackFailure, String)>, Failure> {
     loop {
-        let message = tokio::select! {
-            message = timeout(SILENCE_TIMEOUT, guest.from_agent.next()) => message,
-            event = guest.vmm.channel.event() => match event {
-                Ok(event) if is_idle_talk(&event) => continue,
-                event => return Err(failure_of(event)),
-            },
-        };
-        match message {
+        match timeout(SILENCE_TIMEOUT, guest.heard()).await {
             Ok(Ok(FromAgent::Unpacking { bytes })) => report(Report::Progress {
                 bytes: bytes.min(total),
                 total,
             }),
-            Ok(Ok(FromAgent::Unpacked { bytes, .. })) => return Ok(Ok(bytes)),
+            Ok(Ok(FromAgent::Unpacked { bytes, inodes, costs })) => {
+                return Ok(Ok(Written { bytes, inodes, costs }));
+            }
             Ok(Ok(FromAgent::UnpackFailed { kind, message })) => {
-                return Ok(Err(describe(kind, &one_line(&message, AGENT_TEXT))));
+                return Ok(Err((kind, one_line(&message, AGENT_TEXT))));
             }
             Ok(Ok(_)) => return Err(Failure::Agent("answered with something else".into())),
-            Ok(Err(_)) => return Err(guest.last_event().await),
+            Ok(Err(failure)) => return Err(failure),
             Err(_) => return Err(Failure::Agent("did not go on".into())),
         }
     }
 }
 
-fn describe(kind: UnpackFailure, message: &str) -> String {
+/// What the user is told of a failed unpack, and what to do.
+fn describe(kind: UnpackFailure, message: String, max_size: MaxImageSize, spec: &UnpackSpec) -> String {
     match kind {
-        UnpackFailure::NoSpace => format!("no space left: {message}"),
-        UnpackFailure::BadLayer | UnpackFailure::TooLarge | UnpackFailure::Other => message.to_owned(),
+        // The free space was the tighter limit.
+        UnpackFailure::NoSpace if spec.max_bytes + 4096 <= max_size.bytes() => {
+            format!("no space left: {message}")
+        }
+        UnpackFailure::NoSpace => {
+            format!("it is larger than {max_size} when it is unpacked: --max-image-size allows more")
+        }
+        UnpackFailure::BadLayer | UnpackFailure::TooLarge | UnpackFailure::Other => message,
     }
 }
 
@@ -234,6 +320,6 @@ fn name_of(image: &Image) -> String {
 }
 
 /// What a VMM says in the middle of an unpack is its end.
-fn failure_of(event: Result<Event, VmmError>) -> Failure {
+pub(crate) fn failure_of(event: Result<Event, VmmError>) -> Failure {
     event.map_or(Failure::Ended, Failure::Event)
 }

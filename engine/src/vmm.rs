@@ -1,26 +1,35 @@
 //! One brig-vmm process and the channel to it.
 
+mod process;
+
 use std::{
+    fs::{File, OpenOptions},
     io,
     os::{
-        fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
-        unix::process::{CommandExt, ExitStatusExt},
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::process::ExitStatusExt,
     },
     path::PathBuf,
-    process::{ExitStatus, Stdio},
+    process::ExitStatus,
     rc::Rc,
     time::Duration,
 };
 
+use brig_jail::spawn::{Program, SpawnError, spawn};
 use brig_protocol::{
+    cell::Begin,
     channel::{self, ChannelError},
-    vmm::{CHANNEL_FD, Command, Event},
+    vmm::{Command, Event},
 };
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    process::{Child, Command as Process},
+    task::JoinHandle,
     time::timeout,
 };
+
+pub use self::process::Process;
+use crate::{cell::Cgroups, console::Console};
 
 /// How long a VMM that has said its last word may take to end by itself.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,14 +37,17 @@ const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// Why a VMM could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
-    /// The program is not there or cannot be run.
-    #[error("cannot start {path}: run `make build`, or set BRIG_LIBDIR to the directory that has it")]
+    /// The program is not there or cannot be opened.
+    #[error("cannot open {path}: run `make build`, or set BRIG_LIBDIR to the directory that has it")]
     Spawn {
         /// The program.
         path: PathBuf,
-        /// Why it cannot be started.
+        /// Why it cannot be opened.
         source: io::Error,
     },
+    /// The host gives it no jail.
+    #[error("cannot start brig-vmm")]
+    Jail(#[from] SpawnError),
     /// The channel could not be made or used.
     #[error("cannot talk to brig-vmm")]
     Channel(#[from] ChannelError),
@@ -46,7 +58,7 @@ pub enum VmmError {
     #[error("brig-vmm: {0}")]
     Failed(String),
     /// It was killed.
-    #[error("brig-vmm {0}")]
+    #[error("{0}")]
     Killed(String),
     /// The guest in it failed.
     #[error("{0}")]
@@ -56,13 +68,20 @@ pub enum VmmError {
     Timeout(u64),
 }
 
+impl VmmError {
+    /// Whether there was no VMM at all, so that another way to start a guest fails just so.
+    pub fn is_of_spawn(&self) -> bool {
+        matches!(self, Self::Spawn { .. } | Self::Jail(_))
+    }
+}
+
 /// Something that makes VMMs: brig-vmm processes, or in a test what plays one.
 pub trait Spawn {
-    /// Starts a VMM. What it writes to its standard error goes to `stderr`.
+    /// Starts a VMM.
     ///
     /// # Errors
-    /// [`VmmError::Spawn`] or [`VmmError::Channel`].
-    fn spawn(&self, stderr: OwnedFd) -> Result<Vmm, VmmError>;
+    /// [`VmmError::Spawn`], [`VmmError::Jail`] or [`VmmError::Channel`].
+    fn spawn(&self) -> Result<Vmm, VmmError>;
 }
 
 /// Starts the real brig-vmm.
@@ -73,67 +92,29 @@ pub struct BrigVmm {
 }
 
 impl Spawn for BrigVmm {
-    fn spawn(&self, stderr: OwnedFd) -> Result<Vmm, VmmError> {
+    fn spawn(&self) -> Result<Vmm, VmmError> {
         let (ours, theirs) = channel::pair().map_err(ChannelError::Io)?;
-        let mut command = std::process::Command::new(&self.program);
-        command
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(stderr);
-        let fd = theirs.as_raw_fd();
-        let parent = std::process::id();
-        // SAFETY: between fork and exec the closure calls only async-signal-safe functions (see `prepare_child`), and
-        // `theirs` is dropped after the spawn, so `fd` is open in the child.
-        unsafe { command.pre_exec(move || prepare_child(fd, parent)) };
-        let child = Process::from(command).kill_on_drop(true).spawn();
-        drop(theirs);
-        let child = child.map_err(|source| VmmError::Spawn {
+        let (said, stderr) = io::pipe().map_err(ChannelError::Io)?;
+        let cannot_open = |source| VmmError::Spawn {
             path: self.program.clone(),
             source,
+        };
+        let program = File::open(&self.program).map_err(cannot_open)?;
+        let null = OpenOptions::new()
+            .write(true)
+            .open("/dev/null")
+            .map_err(ChannelError::Io)?;
+        // Its standard input is `brig_protocol::vmm::CHANNEL_FD`. What it does to itself is in `brig_vmm::jail`.
+        let process = spawn(&Program {
+            file: program.as_fd(),
+            arguments: &[c"brig-vmm".to_owned()],
+            streams: [theirs.as_fd(), null.as_fd(), stderr.as_fd()],
         })?;
-        Vmm::new(ours, Some(child))
-    }
-}
-
-/// In the child: the channel becomes [`CHANNEL_FD`], every other descriptor closes at the exec, and the process ends
-/// when the thread that started it does, should it not heed the end of its channel.
-fn prepare_child(channel: RawFd, parent: u32) -> io::Result<()> {
-    if channel == CHANNEL_FD {
-        // SAFETY: fcntl is async-signal-safe; the descriptor is open.
-        check(unsafe { libc::fcntl(channel, libc::F_SETFD, 0) })?;
-    } else {
-        // SAFETY: dup2 is async-signal-safe. What CHANNEL_FD was before belongs to the parent's objects, none of
-        // which is used in this child any more: std moves its own pipe for exec errors above 2 and marks it
-        // close-on-exec; should it be this number, only the text of an exec error is lost.
-        check(unsafe { libc::dup2(channel, CHANNEL_FD) })?;
-    }
-    // SAFETY: a plain system call without pointers; CLOSE_RANGE_CLOEXEC only sets flags.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            CHANNEL_FD as libc::c_uint + 1,
-            libc::c_uint::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        ) as libc::c_int
-    })?;
-    // SAFETY: plain system calls without pointers.
-    unsafe {
-        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
-        // The parent may have ended before the line above.
-        if libc::getppid() as u32 != parent {
-            libc::_exit(1);
-        }
-    }
-    Ok(())
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
+        Vmm::new(
+            ours,
+            said.into(),
+            Some(Process::new(process).map_err(ChannelError::Io)?),
+        )
     }
 }
 
@@ -148,6 +129,15 @@ impl VmmChannel {
     /// [`VmmError::Channel`].
     pub async fn send(&self, command: &Command, fds: &[BorrowedFd<'_>]) -> Result<(), VmmError> {
         self.io(Interest::WRITABLE, |socket| channel::send(socket, command, fds))
+            .await
+    }
+
+    /// Tells a brig-cell what to do.
+    ///
+    /// # Errors
+    /// [`VmmError::Channel`].
+    pub async fn begin(&self, begin: &Begin, fds: &[BorrowedFd<'_>]) -> Result<(), VmmError> {
+        self.io(Interest::WRITABLE, |socket| channel::send(socket, begin, fds))
             .await
     }
 
@@ -189,16 +179,22 @@ impl VmmChannel {
 pub struct Vmm {
     /// How to talk to it.
     pub channel: Rc<VmmChannel>,
+    /// What it writes to its standard error, until someone takes it.
+    stderr: Option<OwnedFd>,
     /// `None` when what is at the other end is no child of this process.
-    process: Option<Child>,
+    process: Option<Process>,
+    /// Whether it is a brig-cell.
+    is_cell: bool,
+    /// The cgroups that it is in. They go after the process: one that is not empty stays.
+    cgroups: Option<Cgroups>,
 }
 
 impl Vmm {
-    /// The VMM at the other end of `channel`. Needs a tokio runtime.
+    /// The VMM at the other end of `channel`, which complains to the pipe `stderr`. Needs a tokio runtime.
     ///
     /// # Errors
     /// [`VmmError::Channel`] when the channel cannot be waited for.
-    pub fn new(channel: OwnedFd, process: Option<Child>) -> Result<Self, VmmError> {
+    pub fn new(channel: OwnedFd, stderr: OwnedFd, process: Option<Process>) -> Result<Self, VmmError> {
         rustix::io::ioctl_fionbio(&channel, true).map_err(|e| ChannelError::Io(e.into()))?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         // SAFETY: an `OwnedFd` names the same open descriptor as long as it lives, and the `AsyncFd` owns it.
@@ -206,13 +202,53 @@ impl Vmm {
             .map_err(|e| ChannelError::Io(e.into()))?;
         Ok(Self {
             channel: Rc::new(VmmChannel(channel)),
+            stderr: Some(stderr),
             process,
+            is_cell: false,
+            cgroups: None,
         })
+    }
+
+    /// Says that it is a brig-cell.
+    #[must_use]
+    pub(crate) fn of_a_cell(self) -> Self {
+        Self {
+            is_cell: true,
+            ..self
+        }
+    }
+
+    /// Removes these when it is gone.
+    pub(crate) fn keep(&mut self, cgroups: Cgroups) {
+        self.cgroups = Some(cgroups);
+    }
+
+    /// Whether it is a brig-cell.
+    pub(crate) fn is_cell(&self) -> bool {
+        self.is_cell
+    }
+
+    /// The name of its program.
+    pub(crate) fn name(&self) -> &'static str {
+        if self.is_cell {
+            crate::cell::NAME
+        } else {
+            "brig-vmm"
+        }
+    }
+
+    /// Has a console collect what it complains about, in a task of its own.
+    ///
+    /// # Errors
+    /// [`VmmError::Channel`] when the pipe cannot be waited for.
+    pub fn complain_to(&mut self, console: &Console) -> Result<JoinHandle<()>, VmmError> {
+        let stderr = self.stderr.take().ok_or(ChannelError::Closed)?;
+        Ok(console.collect(stderr).map_err(ChannelError::Io)?)
     }
 
     /// Its process id, while it runs.
     pub fn pid(&self) -> Option<u32> {
-        self.process.as_ref().and_then(Child::id)
+        self.process.as_ref().and_then(Process::pid)
     }
 
     /// Waits for a VMM that has closed its channel or said its last word, kills it when that takes too long, and
@@ -227,11 +263,21 @@ impl Vmm {
 
     /// Kills it and waits for its end.
     pub async fn kill(&mut self) -> Option<ExitStatus> {
+        self.start_kill();
+        self.process.as_mut()?.wait().await.ok()
+    }
+
+    /// Kills it; [`Self::kill`] waits for its end.
+    pub fn start_kill(&mut self) {
         // For one that is no child the end of its channel is all that there is.
         let _ = rustix::net::shutdown(&self.channel.0, rustix::net::Shutdown::Both);
-        let process = self.process.as_mut()?;
-        let _ = process.start_kill();
-        process.wait().await.ok()
+        let Some(process) = &self.process else { return };
+        // The keeper of a cell ends after everything that is in it, and is told to end that.
+        let keeper = process.pid().filter(|_| self.is_cell);
+        match keeper.and_then(|pid| Pid::from_raw(pid as i32)) {
+            Some(pid) => drop(kill_process(pid, Signal::TERM)),
+            None => process.kill(),
+        }
     }
 }
 
@@ -249,54 +295,24 @@ pub(crate) fn describe_end(status: Option<ExitStatus>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
-
     use super::*;
 
-    fn pipe() -> (io::PipeReader, OwnedFd) {
-        let (reader, writer) = io::pipe().unwrap();
-        (reader, writer.into())
+    fn spawn(program: &str) -> Result<Vmm, VmmError> {
+        BrigVmm {
+            program: program.into(),
+        }
+        .spawn()
     }
 
     #[tokio::test]
     async fn a_program_that_is_missing_is_named() {
-        let (_reader, stderr) = pipe();
-        let error = BrigVmm {
-            program: "/nonexistent/brig-vmm".into(),
-        }
-        .spawn(stderr)
-        .unwrap_err();
+        let error = spawn("/nonexistent/brig-vmm").unwrap_err();
         assert!(error.to_string().contains("/nonexistent/brig-vmm"), "{error}");
     }
 
     #[tokio::test]
-    async fn a_vmm_has_its_channel_and_no_other_descriptor() {
-        let (mut reader, stderr) = pipe();
-        // A shell in the place of brig-vmm, which lists its descriptors; those of the listing itself are closed by then.
-        let directory = tempfile::tempdir().unwrap();
-        let program = directory.path().join("brig-vmm");
-        let script = "#!/bin/sh\nset -- /proc/$$/fd/*\n[ -S /proc/$$/fd/3 ] && echo channel >&2\n\
-                      for fd; do [ -e $fd ] && echo ${fd##*/} >&2; done\n";
-        std::fs::write(&program, script).unwrap();
-        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
-        let mut vmm = BrigVmm { program }.spawn(stderr).unwrap();
-        vmm.ended().await.unwrap();
-        drop(vmm);
-        let mut said = String::new();
-        reader.read_to_string(&mut said).unwrap();
-        // dash keeps the script itself open as 10.
-        let fds: Vec<&str> = said.lines().filter(|&line| line != "10").collect();
-        assert_eq!(fds, ["channel", "0", "1", "2", "3"]);
-    }
-
-    #[tokio::test]
     async fn the_end_of_a_vmm_is_seen_on_its_channel() {
-        let (_reader, stderr) = pipe();
-        let mut vmm = BrigVmm {
-            program: "/bin/true".into(),
-        }
-        .spawn(stderr)
-        .unwrap();
+        let mut vmm = spawn("/bin/true").unwrap();
         assert!(matches!(
             vmm.channel.event().await,
             Err(VmmError::Channel(ChannelError::Closed))
@@ -306,12 +322,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_killed_vmm_is_reaped() {
-        let (_reader, stderr) = pipe();
-        let mut vmm = BrigVmm {
-            program: "/bin/cat".into(),
-        }
-        .spawn(stderr)
-        .unwrap();
+        let mut vmm = spawn("/bin/cat").unwrap();
         let pid = vmm.pid().unwrap();
         let status = vmm.kill().await;
         assert!(describe_end(status).contains("ended") || describe_end(status).contains("signal 9"));

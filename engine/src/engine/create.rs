@@ -2,14 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use brig_image_store::Image;
+use brig_image_store::{Image, ImageId, Platform, Transport};
 use jiff::Timestamp;
 
 use crate::{
-    Error, SandboxId,
-    port::PublishedPort,
+    Error, Isolation, SandboxId,
+    port::{self, PORTS_MAX, PortError, PublishedPort},
     resources::{Cpus, MemoryMib},
-    sandbox::{Config, config},
+    sandbox::{
+        Config,
+        config::{self, Limits},
+        health::{HealthConfig, HealthOptions},
+    },
     signal::Signal,
     spec,
 };
@@ -33,10 +37,14 @@ pub struct CreateOptions {
     pub user: Option<String>,
     /// Hostname; the short id when there is none.
     pub hostname: Option<String>,
-    /// Guest memory.
+    /// What it is walled off by.
+    pub isolation: Isolation,
+    /// Guest memory, or a limit where there is no guest.
     pub memory: Option<MemoryMib>,
     /// CPU time.
     pub cpus: Option<Cpus>,
+    /// Most processes and threads.
+    pub pids: Option<u64>,
     /// Ports to publish.
     pub ports: Vec<PublishedPort>,
     /// The signal that `stop` sends.
@@ -45,16 +53,26 @@ pub struct CreateOptions {
     pub auto_remove: bool,
     /// Whether the process has a standard input.
     pub stdin: bool,
+    /// Whether that ends when the first client leaves that is attached to it.
+    pub stdin_once: bool,
+    /// Whether the process has a terminal.
+    pub tty: bool,
     /// Whether its guest always boots, template or not.
     pub no_template: bool,
+    /// Health checks.
+    pub health: HealthOptions,
+    /// Whether each TCP port that the image exposes is published at a free port of the host.
+    pub publish_all: bool,
     /// Labels, beside those of the image.
     pub labels: BTreeMap<String, String>,
 }
 
 /// A configuration that lacks an id, a name and what depends on them.
 #[derive(Debug)]
-pub(super) struct Draft {
+pub struct Draft {
     config: Config,
+    image_id: ImageId,
+    name: Option<String>,
     hostname: Option<String>,
     image_env: Vec<String>,
     user_env: Vec<String>,
@@ -62,6 +80,7 @@ pub(super) struct Draft {
 
 /// Checks everything that can be wrong with `options`.
 pub(super) fn draft(image: &Image, options: &CreateOptions) -> Result<Draft, Error> {
+    check_platform(image, &options.image)?;
     let said = &image.config;
     let (entrypoint, image_command) = match options.entrypoint.as_deref() {
         None => (said.entrypoint.clone(), said.cmd.clone()),
@@ -106,23 +125,69 @@ pub(super) fn draft(image: &Image, options: &CreateOptions) -> Result<Draft, Err
             user: options.user.clone().unwrap_or_else(|| said.user.clone()),
             hostname: String::new(),
             stdin: options.stdin,
-            memory: options.memory.unwrap_or(MemoryMib::DEFAULT).check_host()?,
+            stdin_once: options.stdin_once,
+            tty: options.tty,
+            isolation: options.isolation,
+            limits: Limits {
+                memory: options.memory,
+                cpus: options.cpus,
+                pids: options.pids,
+            },
+            memory: match options.isolation {
+                Isolation::Vm => options.memory.unwrap_or(MemoryMib::DEFAULT).check_host()?,
+                Isolation::Container => options.memory.unwrap_or(MemoryMib::DEFAULT),
+            },
             cpus: options.cpus.unwrap_or(Cpus::DEFAULT),
-            ports: options.ports.clone(),
+            ports: published(image, options)?,
             exposed_ports: said.exposed_ports.iter().map(ToString::to_string).collect(),
             stop_signal,
             auto_remove: options.auto_remove,
             no_template: options.no_template,
             snapshot: None,
+            health: HealthConfig::new(said.healthcheck.as_ref(), &said.shell, &options.health)?,
+            volumes: said.volumes.clone(),
             labels,
         },
+        image_id: image.id,
+        name: options.name.clone(),
         hostname: options.hostname.clone(),
         image_env: said.env.clone(),
         user_env: options.env.clone(),
     };
-    spec::environment("", &draft.image_env, &draft.user_env)?;
+    spec::environment("", options.tty, &draft.image_env, &draft.user_env)?;
     spec::check(&draft.clone_for_check())?;
     Ok(draft)
+}
+
+/// The user's ports, and those of the image when all of them are wanted.
+fn published(image: &Image, options: &CreateOptions) -> Result<Vec<PublishedPort>, Error> {
+    let mut ports = options.ports.clone();
+    if options.publish_all {
+        for exposed in &image.config.exposed_ports {
+            let is_there = |port: &PublishedPort| port.container_port == exposed.port;
+            // Nothing but TCP reaches in.
+            if exposed.protocol == Transport::Tcp && !ports.iter().any(is_there) {
+                ports.extend(port::parse(&exposed.port.to_string())?);
+            }
+        }
+        if ports.len() > PORTS_MAX {
+            return Err(PortError::TooMany.into());
+        }
+    }
+    Ok(ports)
+}
+
+/// An image of another platform can be pulled, but not run.
+fn check_platform(image: &Image, name: &str) -> Result<(), Error> {
+    let host = Platform::host();
+    if (&image.os, &image.architecture) == (&host.os, &host.architecture) {
+        return Ok(());
+    }
+    Err(Error::Platform {
+        image: name.to_owned(),
+        platform: format!("{}/{}", image.os, image.architecture),
+        host: host.to_string(),
+    })
 }
 
 /// As Docker reads an image's working directory.
@@ -139,15 +204,36 @@ impl Draft {
         self.filled(self.config.id.clone(), String::new())
     }
 
+    /// The image.
+    pub(super) fn image_id(&self) -> ImageId {
+        self.image_id
+    }
+
+    /// What it is walled off by.
+    pub(super) fn isolation(&self) -> Isolation {
+        self.config.isolation
+    }
+
+    /// The image as the user wrote it.
+    pub(super) fn image(&self) -> &str {
+        &self.config.image
+    }
+
+    /// The name that the user chose.
+    pub(super) fn wanted_name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
     /// The configuration of the sandbox with this id and name.
-    pub fn finish(self, id: SandboxId, name: String) -> Config {
+    pub(super) fn finish(self, id: SandboxId, name: String) -> Config {
         self.filled(id, name)
     }
 
     fn filled(&self, id: SandboxId, name: String) -> Config {
         let hostname = self.hostname.clone().unwrap_or_else(|| id.short().to_owned());
         // The entries have been checked, and a hostname has nothing that could make one wrong.
-        let env = spec::environment(&hostname, &self.image_env, &self.user_env).unwrap_or_default();
+        let env = spec::environment(&hostname, self.config.tty, &self.image_env, &self.user_env)
+            .unwrap_or_default();
         Config {
             id,
             name,
@@ -199,6 +285,36 @@ mod tests {
             )
             .unwrap(),
             ["other"]
+        );
+    }
+
+    #[test]
+    fn all_ports_of_an_image_are_published_but_for_those_that_are() {
+        let mut image = image(&[], &["cmd"]);
+        image.config.exposed_ports = ["53/udp", "80/tcp", "443/tcp"]
+            .map(|port| port.parse().unwrap())
+            .into();
+        let options = CreateOptions {
+            ports: port::parse("8080:80").unwrap(),
+            publish_all: true,
+            ..options()
+        };
+        let ports = draft(&image, &options).unwrap().config.ports;
+        let ports: Vec<_> = ports
+            .iter()
+            .map(|port| (port.host_port, port.container_port))
+            .collect();
+        assert_eq!(ports, [(8080, 80), (0, 443)]);
+    }
+
+    #[test]
+    fn an_image_of_another_platform_is_not_run() {
+        let mut image = image(&[], &["cmd"]);
+        image.architecture = "arm64".into();
+        let error = args(&image, &options()).unwrap_err().to_string();
+        assert!(
+            error.contains("linux/arm64") && error.contains("--platform"),
+            "{error}"
         );
     }
 

@@ -86,7 +86,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        Engine, control,
+        Engine, SandboxId, control,
         log::{LogWriter, Stream},
         sandbox::{Registry, lock::Lock},
         test_support::{config, paths},
@@ -130,7 +130,10 @@ mod tests {
     async fn a_sandbox_that_is_just_starting_is_followed_to_its_end() {
         let (_temporary, paths) = paths();
         let registry = Registry::new(paths.sandboxes());
-        let id = registry.create(Some("web"), config, |_| Ok(())).unwrap().id;
+        let id = SandboxId::random().unwrap();
+        registry
+            .create(id.clone(), Some("web"), config, |_| Ok(()))
+            .unwrap();
         let engine = Engine::open(paths.clone()).unwrap();
         let directory = registry.directory(&id);
         // What a supervisor does first; its socket comes later.
@@ -158,7 +161,10 @@ mod tests {
     async fn a_supervisor_that_ends_without_its_socket_is_not_waited_for() {
         let (_temporary, paths) = paths();
         let registry = Registry::new(paths.sandboxes());
-        let id = registry.create(Some("web"), config, |_| Ok(())).unwrap().id;
+        let id = SandboxId::random().unwrap();
+        registry
+            .create(id.clone(), Some("web"), config, |_| Ok(()))
+            .unwrap();
         let engine = Engine::open(paths).unwrap();
         let lock = Lock::try_take(&registry.directory(&id).lock()).unwrap().unwrap();
         let following = engine.follow("web", LogOptions::default());

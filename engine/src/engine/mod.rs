@@ -3,19 +3,27 @@
 //! | module | job |
 //! |---|---|
 //! | here | images, making, finding, stopping, waiting for and removing sandboxes |
+//! | [`images`] | removing images, which sandboxes may be using |
 //! | [`create`] | from an image's and a user's wishes to a [`Config`] |
 //! | [`session`] | starting a sandbox and staying attached to it |
+//! | [`attach`] | being attached to one that runs, and starting other processes in it |
 //! | [`snapshots`] | saving running sandboxes, and making others of them |
+//! | [`pack`] | a sandbox's files: exporting, comparing, making an image of them |
+//! | [`usage`] | what everything takes from the disk |
 //! | [`follow`] | a log that is still being written |
 //!
 //! Futures of this module need a current-thread runtime with a [`tokio::task::LocalSet`], except where noted.
 
+mod attach;
 mod create;
 mod follow;
+mod images;
+mod pack;
 mod session;
 mod snapshots;
+mod usage;
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, time::Duration};
 
 use brig_image_store::{Image, Store};
 use brig_protocol::frame::FrameError;
@@ -23,14 +31,17 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 pub use self::{
-    create::CreateOptions,
+    create::{CreateOptions, Draft},
     follow::LogFollower,
-    session::{Message, Session, SessionInput, SessionOutput, StartOptions},
+    pack::CommitOptions,
+    session::{Message, Session, SessionInput, SessionOutput, StartOptions, Summoned},
     snapshots::SnapshotOptions,
+    usage::DiskUsage,
 };
 use crate::{
-    Error, Paths, SandboxId,
-    control::{self, Exit, FRAME_BYTES, Reply, Request},
+    Error, Isolation, Paths, SandboxId,
+    cell::HostIds,
+    control::{self, Exit, FRAME_BYTES, REQUEST_BYTES, Reply, Request},
     disk,
     error::CODE_BRIG,
     frames::{self, FrameReader},
@@ -41,6 +52,7 @@ use crate::{
         lock::{self, Lock},
     },
     signal::Signal,
+    supervisor::Likely,
     template::{self, Cache, Ensured, Shape},
     unpack,
 };
@@ -59,8 +71,6 @@ pub struct Engine {
     registry: Registry,
     store: Store,
     host: Machine,
-    /// The program that is a supervisor when it is told so.
-    supervisor: PathBuf,
 }
 
 impl Engine {
@@ -70,11 +80,11 @@ impl Engine {
     /// [`Error::File`] or [`Error::Image`].
     pub fn open(paths: Paths) -> Result<Self, Error> {
         paths.make()?;
+        brig_image_store::removal::set_helper(crate::cell::empty);
         Ok(Self {
             registry: Registry::new(paths.sandboxes()),
             store: Store::open(&paths.images())?,
             host: Machine::new(&paths),
-            supervisor: own_program(),
             paths,
         })
     }
@@ -105,19 +115,47 @@ impl Engine {
             .ok_or_else(|| Error::NoSuchImage(name.to_owned()))
     }
 
-    /// Makes sure that `image` can be run, in a guest from a template when there is one and it is not to be `cold`. See
-    /// [`unpack::ensure`].
+    /// Makes sure that `image` can be run. See [`unpack::ensure`].
     ///
     /// # Errors
     /// Those of [`unpack::ensure`].
     pub async fn unpack(
         &self,
         image: &Image,
-        cold: bool,
+        options: unpack::Options,
         report: &mut dyn FnMut(unpack::Report),
-    ) -> Result<(), Error> {
-        unpack::ensure(&self.paths, &self.host, &self.store, image, cold, report).await?;
-        Ok(())
+    ) -> Result<Option<unpack::Timing>, Error> {
+        let (_, timing) =
+            unpack::ensure(&self.paths, &self.host, &self.store, image, options, report).await?;
+        Ok(timing)
+    }
+
+    /// As [`Self::unpack`], for sandboxes on the host's kernel. See [`unpack::ensure_directory`].
+    ///
+    /// # Errors
+    /// Those of [`unpack::ensure_directory`].
+    pub async fn unpack_directory(
+        &self,
+        image: &Image,
+        options: unpack::Options,
+        report: &mut dyn FnMut(unpack::Report),
+    ) -> Result<Option<unpack::Timing>, Error> {
+        let (_, timing) = unpack::ensure_directory(&self.host, &self.store, image, options, report).await?;
+        Ok(timing)
+    }
+
+    /// Whether `image` can be run in this isolation at once.
+    ///
+    /// # Errors
+    /// [`Error::Image`].
+    pub fn is_unpacked(&self, image: &Image, isolation: Isolation) -> Result<bool, Error> {
+        Ok(match isolation {
+            Isolation::Vm => self.store.unpacked(image)?.is_some(),
+            Isolation::Container => {
+                let key = HostIds::look_up().key();
+                self.store.unpacked_directory(image, &key).is_some()
+            }
+        })
     }
 
     /// Its templates.
@@ -138,31 +176,37 @@ impl Engine {
         template::ensure(&self.paths, &self.host, shape, again, begin).await
     }
 
-    /// Checks what [`Self::create`] would refuse, so that it is told before the image is unpacked.
+    /// Checks what can be wrong with a sandbox, so that it is told before the image is unpacked.
     ///
     /// # Errors
     /// Those of the options' checks, [`Error::NameInUse`].
-    pub fn check(&self, image: &Image, options: &CreateOptions) -> Result<(), Error> {
-        create::draft(image, options)?;
-        options
-            .name
-            .as_deref()
-            .map_or(Ok(()), |name| self.registry.check_name(name))
+    pub fn draft(&self, image: &Image, options: &CreateOptions) -> Result<Draft, Error> {
+        let draft = create::draft(image, options)?;
+        draft
+            .wanted_name()
+            .map_or(Ok(()), |name| self.registry.check_name(name))?;
+        Ok(draft)
     }
 
-    /// Makes a sandbox of `image`.
+    /// Makes the sandbox `id`.
     ///
     /// # Errors
-    /// Those of the options' checks, [`Error::NameInUse`], those of making its disk. Nothing is left then.
-    pub fn create(&self, image: &Image, options: &CreateOptions) -> Result<Config, Error> {
-        let draft = create::draft(image, options)?;
+    /// [`Error::NameInUse`], those of making its disk. Nothing is left then.
+    pub fn create(&self, id: SandboxId, draft: Draft) -> Result<Config, Error> {
         // Its disk is made at its first start; what that needs is told now.
-        disk::blank(&self.paths)?;
-        self.registry.create(
-            options.name.as_deref(),
-            |id, name| draft.finish(id, name),
-            |_| Ok(()),
-        )
+        if draft.isolation() == Isolation::Vm {
+            disk::blank(&self.paths)?;
+        }
+        let wanted = draft.wanted_name().map(ToOwned::to_owned);
+        let (image_id, image) = (draft.image_id(), draft.image().to_owned());
+        let make = || {
+            let finish = |id, name| draft.finish(id, name);
+            self.registry.create(id, wanted.as_deref(), finish, |_| Ok(()))
+        };
+        // Somebody may have removed it since it was found; from here on the sandbox keeps it.
+        self.store
+            .keeping(&image_id, make)?
+            .ok_or(Error::NoSuchImage(image))
     }
 
     /// All sandboxes, the newest first.
@@ -189,16 +233,56 @@ impl Engine {
         Ok(crate::inspect::inspect(&self.paths, &self.find(reference)?))
     }
 
+    /// The walls around the brig-vmm of a running sandbox, as the kernel tells them.
+    ///
+    /// # Errors
+    /// Those of [`Self::find`]; [`Error::NotRunning`].
+    pub fn security(&self, reference: &str) -> Result<Value, Error> {
+        crate::security::security(&self.find(reference)?)
+    }
+
+    /// Spawns the supervisor of the sandbox `id`, which need not be there before the supervisor is told to start it by
+    /// [`Summoned::start`]: it gets ready meanwhile, and has its VMM prepare the template of `shape`, if that is likely to be
+    /// used.
+    ///
+    /// # Errors
+    /// [`Error::Installation`] when the program is not there.
+    pub fn summon(&self, id: &SandboxId, shape: Option<Shape>) -> Result<Summoned, Error> {
+        Summoned::new(&self.paths, id, Likely::Vm(shape))
+    }
+
+    /// As [`Self::summon`], for a sandbox on the host's kernel.
+    ///
+    /// # Errors
+    /// [`Error::Installation`] when the program is not there.
+    pub fn summon_cell(&self, id: &SandboxId) -> Result<Summoned, Error> {
+        Summoned::new(&self.paths, id, Likely::Cell)
+    }
+
     /// Spawns the supervisor of a sandbox that is not running and asks it to start; [`SessionOutput::started`] tells how that
     /// went.
     ///
     /// # Errors
-    /// [`Error::Start`] when a port is in use, [`Error::AlreadyRunning`].
+    /// [`Error::AlreadyRunning`], those of [`Self::summon`].
     pub async fn start(&self, id: &SandboxId, options: StartOptions) -> Result<Session, Error> {
-        if self.registry.load(id)?.supervised {
+        let sandbox = self.registry.load(id)?;
+        if sandbox.supervised {
             return Err(Error::AlreadyRunning(id.short().to_owned()));
         }
-        Session::start(&self.supervisor, &self.paths, id, options).await
+        if sandbox.config.isolation == Isolation::Container {
+            return self.summon_cell(id)?.start(options).await;
+        }
+        let booted = options.cold || sandbox.config.no_template || sandbox.config.snapshot.is_some();
+        let shape = (!booted).then(|| Shape::of(&sandbox.config));
+        self.summon(id, shape)?.start(options).await
+    }
+
+    /// Gives a sandbox another name, be it running or not.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSandbox`], [`Error::InvalidName`], [`Error::NameInUse`], [`Error::File`].
+    pub fn rename(&self, reference: &str, name: &str) -> Result<(), Error> {
+        self.registry.rename(self.find(reference)?.id(), name)
     }
 
     /// Sends a signal to the process of a running sandbox.
@@ -349,7 +433,7 @@ impl Engine {
         let Some(mut stream) = self.reach(id).await? else {
             return Ok(None);
         };
-        match frames::write(&mut stream, request, FRAME_BYTES).await {
+        match frames::write(&mut stream, request, REQUEST_BYTES).await {
             Ok(()) => Ok(Some(stream)),
             Err(FrameError::Io(_)) => Ok(None),
             Err(source) => Err(Error::Control {
@@ -388,12 +472,4 @@ impl Engine {
             ..Exit::default()
         }
     }
-}
-
-/// The running program. One that has been replaced on disk since is still reached through the kernel's link.
-fn own_program() -> PathBuf {
-    std::env::current_exe()
-        .ok()
-        .filter(|path| path.exists())
-        .unwrap_or_else(|| "/proc/self/exe".into())
 }

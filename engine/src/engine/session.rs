@@ -1,13 +1,11 @@
 //! Starting a sandbox, and staying attached to it.
 
 use std::{
-    fs::OpenOptions,
     os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
-    path::Path,
     process::Stdio,
 };
 
-use brig_protocol::frame::FrameError;
+use brig_protocol::{frame::FrameError, spec::WindowSize};
 use tokio::{
     net::{
         UnixStream,
@@ -18,9 +16,9 @@ use tokio::{
 
 use crate::{
     Error, Paths, SandboxId,
-    control::{CHUNK_BYTES, Exit, FRAME_BYTES, Reply, Request},
+    control::{CHUNK_BYTES, Exit, FRAME_BYTES, REQUEST_BYTES, Reply, Request},
     frames::{self, FrameReader},
-    sandbox::Directory,
+    supervisor::Likely,
 };
 
 /// How a sandbox is started.
@@ -34,9 +32,11 @@ pub struct StartOptions {
     pub cold: bool,
     /// Whether what the guest costs is counted.
     pub count: bool,
+    /// The size of the process's terminal, if it has one.
+    pub size: Option<WindowSize>,
 }
 
-/// A sandbox that is being started, and its supervisor. Dropping both halves before [`SessionOutput::started`] has given
+/// A sandbox that is being started, and its supervisor; or one that runs and is attached to, or another process in it. Dropping both halves before [`SessionOutput::started`] has given
 /// its answer gives the start up; afterwards the sandbox goes on.
 #[derive(Debug)]
 pub struct Session {
@@ -50,7 +50,8 @@ pub struct Session {
 #[derive(Debug)]
 pub struct SessionOutput {
     id: String,
-    supervisor: Child,
+    /// Who it was that started it.
+    supervisor: Option<Child>,
     replies: FrameReader<OwnedReadHalf, Reply>,
 }
 
@@ -68,63 +69,94 @@ pub enum Message {
     Stdout(Vec<u8>),
     /// Bytes of standard error.
     Stderr(Vec<u8>),
+    /// The end of the process that was started beside the first, with its exit code.
+    Ended(i32),
     /// The end. Everything is cleaned up.
     Exited(Box<Exit>),
 }
 
-impl Session {
-    /// Spawns a supervisor and asks it to start the sandbox.
-    pub(super) async fn start(
-        program: &Path,
-        paths: &Paths,
-        id: &SandboxId,
-        options: StartOptions,
-    ) -> Result<Self, Error> {
+/// A supervisor that has been spawned and not been told yet what to do. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Summoned {
+    id: SandboxId,
+    supervisor: Child,
+    stream: UnixStream,
+}
+
+impl Summoned {
+    /// Runs `brig-supervisor ID [container | VCPUS MEMORY]`, with a socket as its standard input. Of the environment it gets only what says where brig's
+    /// files are.
+    pub(super) fn new(paths: &Paths, id: &SandboxId, likely: Likely) -> Result<Self, Error> {
+        let program = paths.supervisor();
         let (ours, theirs) = StdUnixStream::pair().map_err(Error::Runtime)?;
         ours.set_nonblocking(true).map_err(Error::Runtime)?;
-        let stream = UnixStream::from_std(ours).map_err(Error::Runtime)?;
-        let supervisor = spawn(program, paths, id, theirs.into())?;
-        let (read, requests) = stream.into_split();
-        let id = id.short().to_owned();
-        let replies = FrameReader::new(read, FRAME_BYTES);
-        let mut session = Self {
-            output: SessionOutput {
-                id: id.clone(),
-                supervisor,
-                replies,
-            },
-            input: SessionInput { id, requests },
-        };
-        match session.output.reply().await? {
-            Reply::Ready => {}
-            Reply::Failed { code, message } => return Err(session.output.failed(code, message).await),
-            _ => return Err(Error::SupervisorLost(session.output.id)),
-        }
+        // No working directory is asked for, so that it can be spawned without a fork (posix_spawn(3)): it goes where it
+        // wants to be by itself. What it has to say before it opens its log is for the one who started it.
+        let words = likely.words();
+        let supervisor = Command::new(&program)
+            .arg(id.as_str())
+            .args(words)
+            .env_clear()
+            .env("BRIG_ROOT", &paths.root)
+            .env("BRIG_RUNTIME", &paths.runtime)
+            .env("BRIG_LIBDIR", &paths.lib)
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(|source| Error::Installation {
+                path: program,
+                source,
+            })?;
+        Ok(Self {
+            id: id.clone(),
+            supervisor,
+            stream: UnixStream::from_std(ours).map_err(Error::Runtime)?,
+        })
+    }
+
+    /// Whose supervisor it is.
+    pub fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
+    /// Asks it to start the sandbox, which must be there now.
+    ///
+    /// # Errors
+    /// [`Error::SupervisorLost`].
+    pub async fn start(self, options: StartOptions) -> Result<Session, Error> {
+        let mut session = Session::new(&self.id, self.stream, Some(self.supervisor));
         let StartOptions {
             attach,
             discard,
             cold,
             count,
+            size,
         } = options;
         let start = Request::Start {
             attach,
             discard,
             cold,
             count,
+            size,
         };
         session.input.send(&start).await?;
         Ok(session)
     }
+}
 
-    /// Gives the start up and waits for the end of the supervisor.
-    pub async fn give_up(self) {
-        let SessionOutput {
-            mut supervisor,
-            replies,
-            ..
-        } = self.output;
-        drop((self.input, replies));
-        let _ = supervisor.wait().await;
+impl Session {
+    /// Over a connection to the supervisor of `id`.
+    pub(super) fn new(id: &SandboxId, stream: UnixStream, supervisor: Option<Child>) -> Self {
+        let (read, requests) = stream.into_split();
+        let id = id.short().to_owned();
+        Self {
+            output: SessionOutput {
+                id: id.clone(),
+                supervisor,
+                replies: FrameReader::new(read, FRAME_BYTES),
+            },
+            input: SessionInput { id, requests },
+        }
     }
 }
 
@@ -153,9 +185,10 @@ impl SessionOutput {
         match self.reply().await? {
             Reply::Stdout(bytes) => Ok(Message::Stdout(bytes)),
             Reply::Stderr(bytes) => Ok(Message::Stderr(bytes)),
+            Reply::Ended { code } => Ok(Message::Ended(code)),
             Reply::Exited(exit) => Ok(Message::Exited(exit)),
             Reply::Failed { code, message } => Err(self.failed(code, message).await),
-            Reply::Ready | Reply::Notice(_) | Reply::Started | Reply::Done | Reply::Saved(_) => {
+            Reply::Notice(_) | Reply::Started | Reply::Done | Reply::Saved(_) => {
                 Err(Error::SupervisorLost(self.id.clone()))
             }
         }
@@ -163,7 +196,9 @@ impl SessionOutput {
 
     /// Waits for the end of the supervisor process, after the last message.
     pub async fn ended(&mut self) {
-        let _ = self.supervisor.wait().await;
+        if let Some(supervisor) = &mut self.supervisor {
+            let _ = supervisor.wait().await;
+        }
     }
 
     async fn reply(&mut self) -> Result<Reply, Error> {
@@ -196,8 +231,24 @@ impl SessionInput {
         self.send(&Request::StdinEnd).await
     }
 
-    async fn send(&mut self, request: &Request) -> Result<(), Error> {
-        frames::write(&mut self.requests, request, FRAME_BYTES)
+    /// Says that the terminal that the process is seen on has this size.
+    ///
+    /// # Errors
+    /// As [`Self::write_stdin`].
+    pub async fn resize(&mut self, size: WindowSize) -> Result<(), Error> {
+        self.send(&Request::Resize(size)).await
+    }
+
+    /// Lets a process that was started beside the first go on without this session, which is to be dropped then.
+    ///
+    /// # Errors
+    /// As [`Self::write_stdin`].
+    pub async fn detach(&mut self) -> Result<(), Error> {
+        self.send(&Request::Detach).await
+    }
+
+    pub(super) async fn send(&mut self, request: &Request) -> Result<(), Error> {
+        frames::write(&mut self.requests, request, REQUEST_BYTES)
             .await
             .map_err(|e| failure(&self.id, e))
     }
@@ -211,27 +262,4 @@ fn failure(id: &str, error: FrameError) -> Error {
             source,
         },
     }
-}
-
-/// Runs `brig supervise ID` with `starter` as its standard input. Of the environment it gets only what says where brig's
-/// files are.
-fn spawn(program: &Path, paths: &Paths, id: &SandboxId, starter: OwnedFd) -> Result<Child, Error> {
-    let log_path = Directory::new(paths.sandbox(id)).supervisor_log();
-    let log = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&log_path)
-        .map_err(|e| Error::file("open", &log_path)(e).missing_as(|| Error::NoSuchSandbox(id.to_string())))?;
-    Command::new(program)
-        .args(["supervise", id.as_str()])
-        .env_clear()
-        .env("BRIG_ROOT", &paths.root)
-        .env("BRIG_RUNTIME", &paths.runtime)
-        .env("BRIG_LIBDIR", &paths.lib)
-        .current_dir("/")
-        .stdin(starter)
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-        .map_err(Error::file("run", program))
 }

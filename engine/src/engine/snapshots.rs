@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 
 use super::Engine;
 use crate::{
-    Error, SandboxId,
+    Error, Isolation, SandboxId,
     control::{Reply, Request, SavedSandbox},
     files,
     guest::Kvm,
@@ -38,6 +38,20 @@ pub struct SnapshotOptions {
     pub auto_remove: bool,
     /// Labels, beside those of the saved sandbox.
     pub labels: BTreeMap<String, String>,
+}
+
+/// Says that only a guest can be what is asked for.
+///
+/// # Errors
+/// [`Error::NeedsVm`] of a sandbox on the host's kernel.
+pub(super) fn needs_vm(sandbox: &Sandbox, name: &str, what: &'static str) -> Result<(), Error> {
+    match sandbox.config.isolation {
+        Isolation::Vm => Ok(()),
+        Isolation::Container => Err(Error::NeedsVm {
+            name: name.to_owned(),
+            what,
+        }),
+    }
 }
 
 impl Engine {
@@ -71,6 +85,7 @@ impl Engine {
         if !sandbox.is_running() {
             return Err(Error::NotRunning(reference.to_owned()));
         }
+        needs_vm(&sandbox, reference, "saved")?;
         let failed = |reason: String| Error::Save {
             name: reference.to_owned(),
             reason,
@@ -123,16 +138,27 @@ impl Engine {
         })
     }
 
-    /// Makes a sandbox whose process goes on from a snapshot when it is started first.
+    /// Makes the sandbox `id`, whose process goes on from a snapshot when it is started first.
     ///
     /// # Errors
     /// [`Error::NoSuchSnapshot`], [`Error::Snapshot`], [`Error::NameInUse`], those of the options' checks.
-    pub fn create_from_snapshot(&self, name: &str, options: &SnapshotOptions) -> Result<Config, Error> {
+    pub fn create_from_snapshot(
+        &self,
+        id: SandboxId,
+        name: &str,
+        options: &SnapshotOptions,
+    ) -> Result<Config, Error> {
         let saved = self.snapshots().record(name)?.config;
         saved.memory.check_host()?;
         let make = |id, sandbox_name| go_on_config(&saved, name, options, id, sandbox_name);
-        spec::check(&make(SandboxId::random()?, String::new()))?;
-        self.registry.create(options.name.as_deref(), make, |_| Ok(()))
+        spec::check(&make(id.clone(), String::new()))?;
+        let image = self.image_of_snapshot(name)?;
+        self.store
+            .keeping(&image.id, || {
+                self.registry
+                    .create(id, options.name.as_deref(), make, |_| Ok(()))
+            })?
+            .ok_or_else(|| Error::NoSuchImage(saved.image.clone()))
     }
 }
 

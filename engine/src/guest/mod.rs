@@ -4,9 +4,11 @@
 //! | module | job |
 //! |---|---|
 //! | here | what a guest is, booting one, saying why one failed |
+//! | [`cell`] | in place of a guest: a cell on the host's kernel |
 //! | [`restore`] | in place of a boot: going on where a guest was saved |
 //! | [`save`] | writing a guest down |
 
+mod cell;
 mod restore;
 mod save;
 
@@ -41,6 +43,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+pub use self::cell::CellPlan;
 pub(crate) use self::restore::PAGES;
 pub use self::restore::{Saved, SavedGuest};
 use crate::{
@@ -81,6 +84,8 @@ pub enum Origin {
     Template,
     /// It was restored from a user's snapshot.
     Snapshot,
+    /// There is no guest: it is a cell on the host's kernel.
+    Container,
 }
 
 impl Origin {
@@ -90,6 +95,7 @@ impl Origin {
             Self::Boot => "boot",
             Self::Template => "template",
             Self::Snapshot => "snapshot",
+            Self::Container => "container",
         }
     }
 }
@@ -204,29 +210,13 @@ impl Guest {
         timing.origin = Some(Origin::Boot);
         let kernel = installation(&paths.kernel())?;
         let initrd = installation(&paths.initrd())?;
-        let (stderr, stderr_task) = console.pipe().map_err(no_descriptors)?;
-        let (log, log_task) = console.pipe().map_err(no_descriptors)?;
-        rustix::io::ioctl_fionbio(&log, true).map_err(|e| no_descriptors(e.into()))?;
-        let (ours, theirs) = stream_pair()?;
-        let vmm = host.spawn(stderr)?;
+        let begun = Begun::new(host, &console)?;
         {
             let fixed = [&kvm.device, &kernel, &initrd];
-            let (config, files) = message(&plan, kvm.kind, fixed, log.as_fd(), theirs.as_fd());
-            vmm.channel.send(&Command::Boot(config), &files).await?;
+            let (config, files) = message(&plan, kvm.kind, fixed, &begun);
+            begun.vmm.channel.send(&Command::Boot(config), &files).await?;
         }
-        // The VMM has its own; their ends are to be seen here.
-        drop((log, theirs));
-        let (from_agent, to_agent) = ours.into_split();
-        let mut guest = Self {
-            vmm,
-            from_agent: FrameReader::new(from_agent, FROM_AGENT_BYTES),
-            to_agent,
-            console,
-            kernel: String::new(),
-            asleep_until: None,
-            page_map: None,
-            collecting: vec![stderr_task, log_task],
-        };
+        let mut guest = begun.into_guest(console, String::new());
         match timeout(BOOT_TIMEOUT, guest.wait_for_hello(timing)).await {
             Ok(Ok(())) => Ok(guest),
             Ok(Err(failure)) => Err(guest.explain(failure).await),
@@ -284,6 +274,10 @@ impl Guest {
     /// Ends the guest and says why it failed, with its kernel's last words.
     pub(crate) async fn explain(&mut self, failure: Failure) -> Error {
         let error = match failure {
+            Failure::Event(Event::Failed { message }) if self.vmm.is_cell() => {
+                let message = one_line(&message, GUEST_TEXT);
+                VmmError::Guest(format!("{}: {message}", self.vmm.name()))
+            }
             Failure::Event(Event::Failed { message }) => VmmError::Failed(one_line(&message, GUEST_TEXT)),
             Failure::Event(Event::Stopped(StopReason::VcpuFailed(message))) => {
                 self.vmm.ended().await;
@@ -297,13 +291,18 @@ impl Guest {
                 let status = self.vmm.ended().await;
                 let end = describe_end(status);
                 match status.and_then(|status| status.signal()) {
-                    Some(_) => VmmError::Killed(end),
+                    Some(_) => VmmError::Killed(format!("{} {end}", self.vmm.name())),
+                    None if self.vmm.is_cell() => {
+                        let what = format!("{} {end}", self.vmm.name());
+                        VmmError::Guest(self.last_words(&what).await)
+                    }
                     None => VmmError::Ended(self.last_words(&end).await),
                 }
             }
             Failure::Agent(text) => {
                 self.vmm.kill().await;
-                VmmError::Guest(self.last_words(&format!("the guest's agent {text}")).await)
+                let whose = if self.vmm.is_cell() { "cell" } else { "guest" };
+                VmmError::Guest(self.last_words(&format!("the {whose}'s agent {text}")).await)
             }
             Failure::Silent(seconds) => VmmError::Timeout(seconds),
         };
@@ -414,15 +413,63 @@ pub(crate) enum Failure {
     Silent(u64),
 }
 
+/// A VMM that has not been told yet what to run, and what its guest will be connected with.
+struct Begun {
+    vmm: Vmm,
+    /// The far end of the console, which the guest's log goes to.
+    log: OwnedFd,
+    /// The far end of the connection to the agent, and the near one.
+    control: OwnedFd,
+    near: UnixStream,
+    collecting: Vec<JoinHandle<()>>,
+}
+
+impl Begun {
+    fn new(host: &dyn Host, console: &Console) -> Result<Self, Error> {
+        let mut vmm = host.spawn()?;
+        let complaints = vmm.complain_to(console)?;
+        let (log, log_task) = console.pipe().map_err(no_descriptors)?;
+        rustix::io::ioctl_fionbio(&log, true).map_err(|e| no_descriptors(e.into()))?;
+        let (near, control) = stream_pair()?;
+        Ok(Self {
+            vmm,
+            log,
+            control,
+            near,
+            collecting: vec![complaints, log_task],
+        })
+    }
+
+    /// The guest, once its VMM has been told. The VMM has the far ends then: their closing is to be seen here, so they go.
+    fn into_guest(self, console: Console, kernel: String) -> Guest {
+        let (from_agent, to_agent) = self.near.into_split();
+        Guest {
+            vmm: self.vmm,
+            from_agent: FrameReader::new(from_agent, FROM_AGENT_BYTES),
+            to_agent,
+            console,
+            kernel,
+            asleep_until: None,
+            page_map: None,
+            collecting: self.collecting,
+        }
+    }
+}
+
 /// The boot command for `plan` and the descriptors that go with it.
 fn message<'a>(
     plan: &'a Plan,
     kvm: KvmKind,
     [device, kernel, initrd]: [&'a File; 3],
-    console: BorrowedFd<'a>,
-    control: BorrowedFd<'a>,
+    begun: &'a Begun,
 ) -> (BootConfig, Vec<BorrowedFd<'a>>) {
-    let mut files = vec![device.as_fd(), kernel.as_fd(), initrd.as_fd(), console, control];
+    let mut files = vec![
+        device.as_fd(),
+        kernel.as_fd(),
+        initrd.as_fd(),
+        begun.log.as_fd(),
+        begun.control.as_fd(),
+    ];
     let disks = describe_disks(&plan.disks, &mut files);
     let config = BootConfig {
         vcpus: plan.vcpus,

@@ -8,31 +8,23 @@ use std::{
 };
 
 use brig_protocol::{
-    agent::{FROM_AGENT_BYTES, FromAgent, Identity, ToAgent, WakeSpec},
+    agent::{FromAgent, Identity, ToAgent, WakeSpec},
     frame::FrameError,
     stream::CONTROL_PORT,
-    vmm::{Command, Event, FdIndex, KvmKind, RejoinConfig, RestoreConfig, SavedStream},
+    vmm::{Command, Event, FdIndex, RejoinConfig, RestoreConfig, SavedStream},
 };
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Disk, Failure, Guest, Kvm, Origin, describe_disks, is_idle_talk, no_descriptors, stream_pair};
+use super::{Begun, Disk, Failure, Guest, Kvm, Origin, describe_disks, is_idle_talk};
 use crate::{
     Error,
     clock::{Timing, monotonic_ns},
     console::Console,
     error::chain,
-    frames::FrameReader,
     host::Host,
     id::random_bytes,
     vmm::VmmError,
 };
-
-/// How long a restored guest may take from the start of its VMM to its agent's word that it is awake. It takes
-/// milliseconds where nothing else runs; the rest is for hosts on which hundreds start at once.
-const WAKE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The same where KVM interprets the guest's kernel.
-const WAKE_TIMEOUT_EMULATED: Duration = Duration::from_secs(120);
 
 /// How long the VMM may take to look through the guest's page tables.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -83,42 +75,31 @@ impl Guest {
     ) -> Result<Self, Error> {
         timing.kvm = Some(kvm.kind);
         timing.origin = Some(plan.origin);
-        let (stderr, stderr_task) = console.pipe().map_err(no_descriptors)?;
-        let (log, log_task) = console.pipe().map_err(no_descriptors)?;
-        rustix::io::ioctl_fionbio(&log, true).map_err(|e| no_descriptors(e.into()))?;
-        let (ours, theirs) = stream_pair()?;
-        let deadline = Instant::now() + wake_timeout(kvm.kind);
-        let vmm = host.spawn(stderr)?;
+        let limit = host.wake_timeout(kvm.kind);
+        let deadline = Instant::now() + limit;
+        let begun = Begun::new(host, &console)?;
         // Before the VMM closes itself to its user: later only root may.
-        let page_map = match (&plan.saved.pages, vmm.pid()) {
+        let page_map = match (&plan.saved.pages, begun.vmm.pid()) {
             (None, Some(pid)) if plan.origin == Origin::Template => {
                 File::open(format!("/proc/{pid}/pagemap")).ok()
             }
             _ => None,
         };
         {
-            let (config, files) = message(&plan, kvm, log.as_fd(), theirs.as_fd());
-            vmm.channel.send(&Command::Restore(config), &files).await?;
+            let (config, files) = message(&plan, kvm, &begun);
+            begun.vmm.channel.send(&Command::Restore(config), &files).await?;
         }
-        // The VMM has its own; their ends are to be seen here.
-        drop((log, theirs));
-        let (from_agent, to_agent) = ours.into_split();
         let mut guest = Self {
-            vmm,
-            from_agent: FrameReader::new(from_agent, FROM_AGENT_BYTES),
-            to_agent,
-            console,
-            kernel: plan.kernel,
             asleep_until: Some(deadline),
             page_map,
-            collecting: vec![stderr_task, log_task],
+            ..begun.into_guest(console, plan.kernel)
         };
         let wake = match timeout_at(deadline, guest.restored(timing)).await {
             Ok(Ok(wake)) => wake,
             Ok(Err(failure)) => return Err(guest.explain(failure).await),
             Err(_) => {
                 guest.vmm.kill().await;
-                return Err(VmmError::Timeout(wake_timeout(kvm.kind).as_secs()).into());
+                return Err(VmmError::Timeout(limit.as_secs()).into());
             }
         };
         let wake = WakeSpec {
@@ -220,27 +201,15 @@ impl Guest {
     }
 }
 
-fn wake_timeout(kind: KvmKind) -> Duration {
-    match kind {
-        KvmKind::Standard => WAKE_TIMEOUT,
-        KvmKind::Emulated => WAKE_TIMEOUT_EMULATED,
-    }
-}
-
 /// The restore command for `plan` and the descriptors that go with it.
-fn message<'a>(
-    plan: &'a SavedGuest,
-    kvm: &'a Kvm,
-    console: BorrowedFd<'a>,
-    control: BorrowedFd<'a>,
-) -> (RestoreConfig, Vec<BorrowedFd<'a>>) {
+fn message<'a>(plan: &'a SavedGuest, kvm: &'a Kvm, begun: &'a Begun) -> (RestoreConfig, Vec<BorrowedFd<'a>>) {
     let Saved { memory, state, pages } = &plan.saved;
     let mut files = vec![
         kvm.device.as_fd(),
         memory.as_fd(),
         state.as_fd(),
-        console,
-        control,
+        begun.log.as_fd(),
+        begun.control.as_fd(),
     ];
     let disks = describe_disks(&plan.disks, &mut files);
     let mut streams = vec![RejoinConfig {

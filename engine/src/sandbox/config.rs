@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::health::HealthConfig;
 use crate::{
-    SandboxId,
+    Isolation, SandboxId,
     port::PublishedPort,
     resources::{Cpus, MemoryMib},
     signal::Signal,
@@ -14,6 +15,17 @@ use crate::{
 
 /// Version of the layout of a sandbox's directory.
 pub const VERSION: u32 = 1;
+
+/// Limits of a sandbox on the host's kernel: a guest has what it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Memory of all its processes.
+    pub memory: Option<MemoryMib>,
+    /// CPU time.
+    pub cpus: Option<Cpus>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+}
 
 /// The immutable part of a sandbox.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,6 +56,18 @@ pub struct Config {
     pub hostname: String,
     /// Whether the first process has a standard input.
     pub stdin: bool,
+    /// Whether standard input ends when the first client leaves that is attached to it.
+    #[serde(default)]
+    pub stdin_once: bool,
+    /// Whether the first process has a terminal.
+    #[serde(default)]
+    pub tty: bool,
+    /// What it is walled off by.
+    #[serde(default)]
+    pub isolation: Isolation,
+    /// What the user limits of a sandbox without a guest.
+    #[serde(default)]
+    pub limits: Limits,
     /// Guest memory.
     pub memory: MemoryMib,
     /// CPU time.
@@ -62,6 +86,12 @@ pub struct Config {
     /// The snapshot that its process goes on from at its first start.
     #[serde(default)]
     pub snapshot: Option<String>,
+    /// How it is found out whether it is well.
+    #[serde(default)]
+    pub health: Option<HealthConfig>,
+    /// Paths at which the image wants volumes.
+    #[serde(default)]
+    pub volumes: Vec<String>,
     /// Labels of the image and the user.
     pub labels: BTreeMap<String, String>,
 }

@@ -2,21 +2,23 @@
 //!
 //! | file | what | written by |
 //! |---|---|---|
-//! | `config.json` | [`Config`], immutable | the creator, before the directory has its name |
+//! | `config.json` | [`Config`], immutable but for the name | the creator, before the directory has its name |
 //! | `state.json` | [`State`], replaced atomically | whoever holds `lock` |
 //! | `lock` | held by the supervisor while it lives ([`lock`]) | |
 //! | `disk.ext4` | the writable layer, sparse; made at the first start | the VMM |
+//! | `layer/` | the writable layer of a sandbox without a guest | the cell |
 //! | `log.json` | output of the first process ([`crate::log`]) | the supervisor |
 //! | `console.log` | the end of the guest kernel's log | the supervisor |
 
 pub mod config;
+pub mod health;
 pub mod lock;
 mod registry;
 pub mod state;
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -29,7 +31,7 @@ pub use self::{
     registry::Registry,
     state::{State, Status},
 };
-use crate::{Error, SandboxId};
+use crate::{Error, SandboxId, files};
 
 /// Most bytes of a `config.json` or `state.json` that is read back.
 const RECORD_BYTES: u64 = 16 << 20;
@@ -70,6 +72,11 @@ impl Directory {
         self.0.join("disk.ext4")
     }
 
+    /// `layer`.
+    pub fn layer(&self) -> PathBuf {
+        self.0.join("layer")
+    }
+
     /// `log.json`.
     pub fn log(&self) -> PathBuf {
         self.0.join("log.json")
@@ -98,7 +105,17 @@ impl Directory {
     /// # Errors
     /// [`Error::File`] or [`Error::Record`].
     pub fn read_config(&self) -> Result<Config, Error> {
+        self.read_config_as()
+    }
+
+    /// Reads a part of `config.json`.
+    fn read_config_as<T: DeserializeOwned>(&self) -> Result<T, Error> {
         read_record(&self.config())
+    }
+
+    /// Replaces `config.json`. The caller holds the lock of names.
+    fn write_config(&self, config: &Config) -> Result<(), Error> {
+        write_record(&self.config(), config)
     }
 
     /// Reads `state.json` as it stands.
@@ -149,8 +166,9 @@ impl Directory {
     }
 
     fn write_new(&self, config: &Config) -> Result<(), Error> {
-        write_record(&self.config(), config)?;
-        write_record(&self.state(), &State::created())?;
+        // The directory appears as a whole, so its files need not.
+        write_directly(&self.config(), config)?;
+        write_directly(&self.state(), &State::created())?;
         File::create(self.lock()).map_err(Error::file("make", &self.lock()))?;
         Ok(())
     }
@@ -169,11 +187,9 @@ impl Sandbox {
 }
 
 pub(crate) fn read_record<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
-    let length = fs::metadata(path).map_err(Error::file("read", path))?.len();
-    if length > RECORD_BYTES {
-        return Err(Error::file("read", path)(io::ErrorKind::FileTooLarge.into()));
-    }
-    let bytes = fs::read(path).map_err(Error::file("read", path))?;
+    let bytes = File::open(path)
+        .and_then(|file| files::read_bounded(file, RECORD_BYTES))
+        .map_err(Error::file("read", path))?;
     serde_json::from_slice(&bytes).map_err(|source| Error::Record {
         path: path.to_owned(),
         source,
@@ -183,13 +199,15 @@ pub(crate) fn read_record<T: DeserializeOwned>(path: &Path) -> Result<T, Error> 
 /// Writes a record so that a reader sees the old one or the new one, whole.
 pub(crate) fn write_record<T: Serialize>(path: &Path, record: &T) -> Result<(), Error> {
     let temporary = path.with_extension(format!("new-{}", std::process::id()));
-    let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec_pretty(record)?)?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|e| {
+    let written = write_directly(&temporary, record)
+        .and_then(|()| fs::rename(&temporary, path).map_err(Error::file("write", path)));
+    if written.is_err() {
         let _ = fs::remove_file(&temporary);
-        Error::file("write", path)(e)
-    })
+    }
+    written
+}
+
+fn write_directly<T: Serialize>(path: &Path, record: &T) -> Result<(), Error> {
+    let write = || File::create(path)?.write_all(&serde_json::to_vec_pretty(record)?);
+    write().map_err(Error::file("write", path))
 }

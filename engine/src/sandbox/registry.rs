@@ -6,9 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use brig_image_store::removal::remove_tree;
+use serde::Deserialize;
+
 use super::{Config, Directory, Sandbox, lock::Lock};
 use crate::{
     Error, SandboxId,
+    cell::cgroups,
     id::{ID_DIGITS, is_lower_hex},
     name,
 };
@@ -36,12 +40,13 @@ impl Registry {
         Directory::new(self.directory.join(id.as_str()))
     }
 
-    /// Makes a sandbox. `prepare` fills its directory before anyone else sees it. The name is `wanted`, or a random one.
+    /// Makes the sandbox `id`. `prepare` fills its directory before anyone else sees it. The name is `wanted`, or a random one.
     ///
     /// # Errors
     /// [`Error::NameInUse`], [`Error::InvalidName`], those of `prepare`, [`Error::File`]. Nothing is left then.
     pub fn create(
         &self,
+        id: SandboxId,
         wanted: Option<&str>,
         config: impl FnOnce(SandboxId, String) -> Config,
         prepare: impl FnOnce(&Directory) -> Result<(), Error>,
@@ -49,14 +54,13 @@ impl Registry {
         wanted.map_or(Ok(()), name::check)?;
         let _lock = self.lock()?;
         self.sweep();
-        let sandboxes = self.list()?;
-        let id = SandboxId::random()?;
+        let taken = self.taken_names()?;
         let name = match wanted {
             Some(name) => {
-                is_free(name, &sandboxes)?;
+                is_free(name, &taken)?;
                 name.to_owned()
             }
-            None => free_name(&sandboxes, &id)?,
+            None => free_name(&taken, &id)?,
         };
         let config = config(id, name);
         let hidden = Directory::new(self.directory.join(format!("{HIDDEN}new-{}", config.id)));
@@ -78,7 +82,24 @@ impl Registry {
     /// [`Error::InvalidName`], [`Error::NameInUse`].
     pub fn check_name(&self, name: &str) -> Result<(), Error> {
         name::check(name)?;
-        is_free(name, &self.list()?)
+        is_free(name, &self.taken_names()?)
+    }
+
+    /// Gives a sandbox another name.
+    ///
+    /// # Errors
+    /// [`Error::InvalidName`], [`Error::NameInUse`], [`Error::NoSuchSandbox`], [`Error::File`].
+    pub fn rename(&self, id: &SandboxId, name: &str) -> Result<(), Error> {
+        name::check(name)?;
+        let _lock = self.lock()?;
+        is_free(name, &self.taken_names()?)?;
+        let directory = self.directory(id);
+        let missing = || Error::NoSuchSandbox(id.to_string());
+        let config = directory.read_config().map_err(|e| e.missing_as(missing))?;
+        directory.write_config(&Config {
+            name: name.to_owned(),
+            ..config
+        })
     }
 
     /// All sandboxes, the newest first. One that cannot be read is left out: it must not keep the others from being
@@ -144,12 +165,21 @@ impl Registry {
     pub fn remove(&self, id: &SandboxId, _held: &Lock) -> Result<(), Error> {
         let path = self.directory.join(id.as_str());
         let hidden = self.directory.join(format!("{HIDDEN}removed-{id}"));
-        match fs::rename(&path, &hidden).and_then(|()| fs::remove_dir_all(&hidden)) {
+        if path.join("layer").exists() {
+            cgroups::forget(id);
+        }
+        match fs::rename(&path, &hidden).and_then(|()| remove_tree(&hidden)) {
             Ok(()) => Ok(()),
             // Another removal or a sweep was faster.
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(Error::file("remove", &path)(e)),
         }
+    }
+
+    /// The names of all sandboxes. Less is read for them than for [`Self::list`]: there may be hundreds at each creation.
+    fn taken_names(&self) -> Result<Vec<Named>, Error> {
+        let named = |id: &SandboxId| self.directory(id).read_config_as::<Named>().ok();
+        Ok(self.ids()?.iter().filter_map(named).collect())
     }
 
     fn ids(&self) -> Result<Vec<SandboxId>, Error> {
@@ -180,26 +210,33 @@ impl Registry {
     fn sweep(&self) {
         for name in self.names().unwrap_or_default() {
             if name.starts_with(HIDDEN) {
-                let _ = fs::remove_dir_all(self.directory.join(name));
+                let _ = remove_tree(&self.directory.join(name));
             }
         }
     }
 }
 
-fn is_free(name: &str, sandboxes: &[Sandbox]) -> Result<(), Error> {
-    match sandboxes.iter().find(|sandbox| sandbox.config.name == name) {
+/// Of a configuration, what creating another sandbox needs.
+#[derive(Deserialize)]
+struct Named {
+    id: SandboxId,
+    name: String,
+}
+
+fn is_free(name: &str, taken: &[Named]) -> Result<(), Error> {
+    match taken.iter().find(|sandbox| sandbox.name == name) {
         Some(other) => Err(Error::NameInUse {
             name: name.to_owned(),
-            id: other.id().short().to_owned(),
+            id: other.id.short().to_owned(),
         }),
         None => Ok(()),
     }
 }
 
-fn free_name(sandboxes: &[Sandbox], id: &SandboxId) -> Result<String, Error> {
+fn free_name(taken: &[Named], id: &SandboxId) -> Result<String, Error> {
     let mut candidate = name::random()?;
     for _ in 0..NAME_ATTEMPTS {
-        if sandboxes.iter().all(|s| s.config.name != candidate) {
+        if taken.iter().all(|sandbox| sandbox.name != candidate) {
             return Ok(candidate);
         }
         candidate = name::random()?;
@@ -232,8 +269,33 @@ mod tests {
         (temporary, Registry::new(directory))
     }
 
+    #[test]
+    fn a_sandbox_gets_another_name_that_no_other_has() {
+        let (_temporary, registry) = registry();
+        let web = create(&registry, Some("web")).unwrap();
+        create(&registry, Some("db")).unwrap();
+        registry.rename(&web.id, "www").unwrap();
+        assert_eq!(registry.find("www").unwrap().id(), &web.id);
+        assert!(matches!(registry.find("web"), Err(Error::NoSuchSandbox(_))));
+        for name in ["db", "www"] {
+            let refused = registry.rename(&web.id, name);
+            assert!(matches!(refused, Err(Error::NameInUse { .. })), "{name}");
+        }
+        assert!(matches!(
+            registry.rename(&web.id, "-x"),
+            Err(Error::InvalidName(_))
+        ));
+        let gone = SandboxId::random().unwrap();
+        assert!(matches!(
+            registry.rename(&gone, "new"),
+            Err(Error::NoSuchSandbox(_))
+        ));
+        // The old one is free.
+        create(&registry, Some("web")).unwrap();
+    }
+
     fn create(registry: &Registry, name: Option<&str>) -> Result<Config, Error> {
-        registry.create(name, config, |_| Ok(()))
+        registry.create(SandboxId::random()?, name, config, |_| Ok(()))
     }
 
     #[test]
@@ -284,7 +346,7 @@ mod tests {
     #[test]
     fn a_failed_creation_leaves_nothing() {
         let (_temporary, registry) = registry();
-        let result = registry.create(None, config, |directory| {
+        let result = registry.create(SandboxId::random().unwrap(), None, config, |directory| {
             fs::write(directory.disk(), "half").unwrap();
             Err(Error::NoHome)
         });

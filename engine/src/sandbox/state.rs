@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::health::Health;
 use crate::{guest::Origin, port::BoundPort};
 
 /// The exit code of a sandbox whose processes were killed with its VMM or its supervisor: 128 + SIGKILL.
@@ -61,6 +62,9 @@ pub struct State {
     /// Whether workarounds for an emulated KVM are active in its VMM, while it runs.
     #[serde(default)]
     pub workarounds: Option<bool>,
+    /// What its health checks have found, since it was started last.
+    #[serde(default)]
+    pub health: Option<Health>,
 }
 
 impl State {
@@ -78,6 +82,7 @@ impl State {
             kernel: None,
             origin: None,
             workarounds: None,
+            health: None,
         }
     }
 
@@ -96,6 +101,7 @@ impl State {
             kernel: Some(live.kernel),
             origin: Some(live.origin),
             workarounds: Some(live.workarounds),
+            health: None,
         }
     }
 

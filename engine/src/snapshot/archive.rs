@@ -10,20 +10,16 @@ use std::{
     os::unix::fs::FileExt,
 };
 
-use brig_image_store::tar::{Chunk, Entry, Kind, Reader, TarError};
+use brig_image_store::tar::{
+    Chunk, Entry, Kind, Reader, TarError,
+    write::{self, Type},
+};
 
 use super::{
-    FileRecord, RECORD_BYTES, Record, Snapshots,
-    sparse::{self, Piece},
+    FileRecord, RECORD_BYTES, Record, Snapshots, sparse,
     store::{DISK, MEMORY, RECORD, STATE, parse_record},
 };
 use crate::{Error, files};
-
-/// Bytes of a tar's block.
-const TAR_BLOCK: u64 = 512;
-
-/// The largest size that a header's field can have; a pax record stands in for larger ones.
-const SIZE_FIELD_MAX: u64 = 0o77_777_777_777;
 
 /// Most pieces of one file: what the reader takes.
 const PIECES_MAX: usize = 1 << 15;
@@ -38,11 +34,11 @@ pub fn export(snapshots: &Snapshots, name: &str, output: &mut impl Write) -> Res
         imported: false,
         ..snapshot.record
     };
-    let write = |output: &mut dyn Write| -> io::Result<()> {
+    let all = |output: &mut dyn Write| -> io::Result<()> {
         let text = serde_json::to_vec_pretty(&record)?;
-        output.write_all(&header(RECORD, text.len() as u64, b'0'))?;
+        begin(output, RECORD, Type::File(text.len() as u64))?;
         output.write_all(&text)?;
-        output.write_all(&zeros_after(text.len() as u64))?;
+        output.write_all(write::padding(text.len() as u64))?;
         for (name, file) in [
             (MEMORY, &snapshot.saved.memory),
             (STATE, &snapshot.saved.state),
@@ -50,47 +46,41 @@ pub fn export(snapshots: &Snapshots, name: &str, output: &mut impl Write) -> Res
         ] {
             write_sparse(output, name, file)?;
         }
-        output.write_all(&[0; 2 * TAR_BLOCK as usize])?;
+        output.write_all(&write::END)?;
         output.flush()
     };
-    write(output).map_err(Error::Runtime)
+    all(output).map_err(Error::Runtime)
+}
+
+/// The header of a file of ours.
+fn begin(output: &mut dyn Write, name: &str, kind: Type<'_>) -> io::Result<()> {
+    let entry = write::Entry {
+        path: name.as_bytes(),
+        kind,
+        mode: 0o600,
+        uid: 0,
+        gid: 0,
+        mtime: (0, 0),
+        xattrs: &[],
+    };
+    write::entry(output, &entry)
 }
 
 fn write_sparse(output: &mut dyn Write, name: &str, file: &File) -> io::Result<()> {
     let length = file.metadata()?.len();
-    let mut pieces = sparse::pieces(file, PIECES_MAX)?;
-    // GNU tar ends a file where its last piece does.
-    pieces.push(Piece {
-        offset: length,
-        length: 0,
-    });
-    let mut map = format!("{}\n", pieces.len()).into_bytes();
-    for Piece { offset, length } in &pieces {
-        writeln!(map, "{offset}\n{length}")?;
-    }
-    map.extend(zeros_after(map.len() as u64));
-    let data: u64 = pieces.iter().map(|piece| piece.length).sum();
-    let stored = map.len() as u64 + data;
-    let mut extended = Vec::new();
-    for (key, value) in [
-        ("GNU.sparse.major", "1"),
-        ("GNU.sparse.minor", "0"),
-        ("GNU.sparse.name", name),
-        ("GNU.sparse.realsize", &length.to_string()),
-    ] {
-        extended.extend(pax_record(key, value));
-    }
-    if stored > SIZE_FIELD_MAX {
-        extended.extend(pax_record("size", &stored.to_string()));
-    }
-    output.write_all(&header("pax", extended.len() as u64, b'x'))?;
-    output.write_all(&extended)?;
-    output.write_all(&zeros_after(extended.len() as u64))?;
-    output.write_all(&header(&format!("GNUSparseFile.0/{name}"), stored, b'0'))?;
-    output.write_all(&map)?;
+    let pieces: Vec<(u64, u64)> = sparse::pieces(file, PIECES_MAX)?
+        .iter()
+        .map(|piece| (piece.offset, piece.length))
+        .collect();
+    let kind = Type::Sparse {
+        length,
+        pieces: &pieces,
+    };
+    begin(output, name, kind)?;
+    output.write_all(&write::sparse_map(&pieces, length))?;
     let mut buffer = vec![0; 1 << 20];
-    for piece in &pieces {
-        let (mut offset, end) = (piece.offset, piece.offset + piece.length);
+    for &(start, count) in &pieces {
+        let (mut offset, end) = (start, start + count);
         while offset < end {
             let want = (end - offset).min(buffer.len() as u64) as usize;
             file.read_exact_at(&mut buffer[..want], offset)?;
@@ -98,39 +88,7 @@ fn write_sparse(output: &mut dyn Write, name: &str, file: &File) -> io::Result<(
             offset += want as u64;
         }
     }
-    output.write_all(&zeros_after(stored))
-}
-
-/// A ustar header (POSIX.1-2017, pax, "ustar Interchange Format").
-fn header(name: &str, size: u64, kind: u8) -> [u8; TAR_BLOCK as usize] {
-    let mut block = [0; TAR_BLOCK as usize];
-    let mut put = |at: usize, text: &str| block[at..at + text.len()].copy_from_slice(text.as_bytes());
-    put(0, name);
-    put(100, "0000600\0");
-    put(108, "0000000\0");
-    put(116, "0000000\0");
-    put(124, &format!("{:011o}\0", size.min(SIZE_FIELD_MAX)));
-    put(136, "00000000000\0");
-    put(148, "        ");
-    put(257, "ustar\x0000");
-    block[156] = kind;
-    let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
-    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    block
-}
-
-/// `LENGTH KEY=VALUE\n`, where the length counts itself.
-fn pax_record(key: &str, value: &str) -> Vec<u8> {
-    let rest = key.len() + value.len() + 3;
-    let mut length = rest + 1;
-    while length != rest + length.to_string().len() {
-        length = rest + length.to_string().len();
-    }
-    format!("{length} {key}={value}\n").into_bytes()
-}
-
-fn zeros_after(bytes: u64) -> Vec<u8> {
-    vec![0; (bytes.wrapping_neg() % TAR_BLOCK) as usize]
+    output.write_all(write::padding(write::sparse_bytes(&pieces, length)))
 }
 
 /// Takes a snapshot from an archive, checks it, and gives it `name`.

@@ -17,9 +17,11 @@ use tokio::{
 
 use super::{
     Order,
+    exec::Execs,
+    health,
     output::Output,
     ports,
-    save::save,
+    save::{copy_frozen, save},
     serve::{Begin, Phase},
     start::{Start, Started, Streams},
 };
@@ -33,11 +35,12 @@ use crate::{
     log::Stream,
     sandbox::{
         Config, Directory,
+        health::Health,
         state::{CRASHED_CODE, KILLED_CODE, Live},
     },
     signal::Signal,
     snapshot::Layout,
-    vmm::VmmError,
+    vmm::{Vmm, VmmError},
 };
 
 /// How long a process may take to end after SIGKILL before its guest is ended around it. On an emulated KVM taking the
@@ -85,6 +88,7 @@ pub(super) struct Life<'a> {
     directory: &'a Directory,
     output: &'a Output,
     orders: mpsc::Receiver<Order>,
+    execs: Execs,
     timing: Timing,
 }
 
@@ -109,18 +113,20 @@ impl<'a> Life<'a> {
             directory,
             output,
             orders,
+            execs: Execs::new(config.snapshot.is_some()),
             timing,
         }
     }
 
-    /// From the boot to the end; nothing of the guest is left then.
+    /// From the boot to the end. Nothing of the guest is left then but perhaps a VMM that has been killed and not ended yet.
     pub async fn run(
         &mut self,
         begin: Begin,
         listeners: Vec<ports::Listener>,
         stdin: mpsc::Receiver<Vec<u8>>,
         phase: &watch::Sender<Phase>,
-    ) -> End {
+        own_orders: mpsc::Sender<Order>,
+    ) -> (End, Option<Vmm>) {
         let Self {
             paths,
             host,
@@ -137,13 +143,14 @@ impl<'a> Life<'a> {
             directory,
             cold: begin.cold,
             count: begin.count,
+            size: begin.size,
             notice: &|notice| {
                 phase.send_replace(Phase::Starting(Some(notice)));
             },
         };
         let started = tokio::select! {
             biased;
-            discard = given_up(orders) => return End::GivenUp { discard },
+            discard = given_up(orders) => return (End::GivenUp { discard }, None),
             started = start.run(timing) => started,
         };
         let Started {
@@ -154,26 +161,34 @@ impl<'a> Life<'a> {
         } = match started {
             Ok(started) => started,
             Err(e) => {
-                return End::Failed {
-                    code: e.exit_code(),
-                    message: chain(&e),
-                };
+                let code = e.exit_code();
+                let message = chain(&e);
+                return (End::Failed { code, message }, None);
             }
         };
         let forwarding = match self.enter_running(&guest, listeners) {
             Ok(forwarding) => forwarding,
             Err(e) => {
-                guest.vmm.kill().await;
-                return End::Failed {
-                    code: CODE_BRIG,
-                    message: chain(&e),
-                };
+                guest.vmm.start_kill();
+                let message = chain(&e);
+                let code = CODE_BRIG;
+                return (End::Failed { code, message }, Some(guest.vmm));
             }
         };
         let pumps = self.pump(streams, stdin);
+        let checks = self.config.health.clone().map(|health| {
+            let checks = health::watch(health, self.directory.clone(), own_orders);
+            tokio::task::spawn_local(checks)
+        });
         phase.send_modify(Phase::run);
+        // After the starter has been told, which wakes another task before this one.
+        tokio::task::spawn_local(async { trim_heap() });
         let over = self.while_running(&mut guest, (layout, image_bytes)).await;
         self.timing.exit_ns = Some(monotonic_ns());
+        if let Some(checks) = checks {
+            checks.abort();
+        }
+        self.execs.finish();
         if begin.count && matches!(over, Over::Exited(_)) {
             guest.count(Stage::Exit, &mut self.timing).await;
         }
@@ -181,7 +196,7 @@ impl<'a> Life<'a> {
         // Its ports are free from here on.
         drop(forwarding);
         let exit = self.settle(&mut guest, over, pumps).await;
-        End::Exited(Box::new(exit))
+        (End::Exited(Box::new(exit)), Some(guest.vmm))
     }
 
     /// Writes down that the process runs, and opens the published ports.
@@ -198,7 +213,8 @@ impl<'a> Life<'a> {
             origin: self.timing.origin.unwrap_or(Origin::Boot),
             workarounds: self.timing.workarounds,
         };
-        let state = self.directory.read_state()?.running(Timestamp::now(), live);
+        let mut state = self.directory.read_state()?.running(Timestamp::now(), live);
+        state.health = self.config.health.as_ref().map(|_| Health::starting());
         self.directory.write_state(&state)?;
         ports::Forwarding::start(listeners, &guest.vmm.channel)
     }
@@ -208,7 +224,7 @@ impl<'a> Life<'a> {
         let output = |stream, socket| tokio::task::spawn_local(self.output.clone().pump(stream, socket));
         Pumps {
             stdout: output(Stream::Stdout, streams.stdout),
-            stderr: output(Stream::Stderr, streams.stderr),
+            stderr: streams.stderr.map(|socket| output(Stream::Stderr, socket)),
             stdin: streams
                 .stdin
                 .map(|socket| tokio::task::spawn_local(feed(socket, stdin))),
@@ -242,14 +258,35 @@ impl<'a> Life<'a> {
                             }
                         }
                     }
+                    Order::CopyDisk { workspace, done } => {
+                        let execs = &mut self.execs;
+                        let mut others = |message| execs.heed(&message);
+                        match copy_frozen(self.paths, self.directory, &workspace, guest, &mut others).await {
+                            Ok((answer, exit)) => {
+                                let _ = done.send(answer);
+                                if let Some(status) = exit {
+                                    return Over::Exited(status);
+                                }
+                            }
+                            Err(failure) => {
+                                let _ = done.send(Err("its guest failed at that".to_owned()));
+                                return Over::Failed(failure);
+                            }
+                        }
+                    }
+                    Order::Exec(order) => self.execs.begin(guest, self.config, order).await,
+                    Order::SignalProcess { process, signal } => {
+                        tell(guest, &ToAgent::Signal { process, signal }).await;
+                    }
+                    Order::Resize { process, size } => tell(guest, &ToAgent::Resize { process, size }).await,
                     Order::Kill | Order::GiveUp { .. } => return Over::Killed,
                 },
                 () = deadlines.kill_guest() => return Over::Killed,
                 () = deadlines.kill_process() => send_signal(guest, Signal::KILL.number(), &mut deadlines).await,
                 message = guest.from_agent.next() => match message {
                     Ok(FromAgent::Exited { process: 0, status }) => return Over::Exited(status),
-                    // Anything else means nothing to the engine any more, and does no harm.
-                    Ok(_) => {}
+                    // What is of no use to anybody does no harm.
+                    Ok(message) => self.execs.heed(&message),
                     Err(FrameError::Closed | FrameError::Io(_)) => {
                         return Over::Failed(guest.last_event().await);
                     }
@@ -267,7 +304,8 @@ impl<'a> Life<'a> {
         }
     }
 
-    /// Takes the rest of the output, ends the guest in good order where there is one, and says how it all ended.
+    /// Takes the rest of the output, ends the guest in good order where there is one, and says how it all ended. The VMM has
+    /// been killed then.
     async fn settle(&mut self, guest: &mut Guest, over: Over, pumps: Pumps) -> Exit {
         let (code, error) = match over {
             Over::Exited(status) => {
@@ -278,7 +316,7 @@ impl<'a> Life<'a> {
                 if !self.config.auto_remove {
                     shut_down(guest, &mut self.orders).await;
                 }
-                guest.vmm.kill().await;
+                guest.vmm.start_kill();
                 (status.code(), None)
             }
             Over::Killed => {
@@ -305,6 +343,12 @@ impl<'a> Life<'a> {
     }
 }
 
+/// Gives back what the heap needed for the start and does not need any more.
+fn trim_heap() {
+    // SAFETY: only pages go that no allocation is in.
+    unsafe { libc::malloc_trim(0) };
+}
+
 /// Waits for an order that ends a start, and tells whether the sandbox shall go with it.
 async fn given_up(orders: &mut mpsc::Receiver<Order>) -> bool {
     while let Some(order) = orders.recv().await {
@@ -312,7 +356,12 @@ async fn given_up(orders: &mut mpsc::Receiver<Order>) -> bool {
             Order::GiveUp { discard } => return discard,
             Order::Kill | Order::Stop { .. } => return false,
             // There is no process yet that it could be sent to, or that could be saved.
-            Order::Signal(_) | Order::Save { .. } => {}
+            Order::Signal(_)
+            | Order::Save { .. }
+            | Order::CopyDisk { .. }
+            | Order::Exec(_)
+            | Order::SignalProcess { .. }
+            | Order::Resize { .. } => {}
         }
     }
     std::future::pending().await
@@ -342,8 +391,12 @@ async fn send_signal(guest: &mut Guest, signal: u8, deadlines: &mut Deadlines) {
     if signal == Signal::KILL.number() {
         deadlines.kill_guest_soon();
     }
-    // A guest that takes no messages any more is ended by the deadline or by the loop, which sees its end.
-    let _ = timeout(TELL_TIMEOUT, guest.tell(&ToAgent::Signal { process: 0, signal })).await;
+    tell(guest, &ToAgent::Signal { process: 0, signal }).await;
+}
+
+async fn tell(guest: &mut Guest, message: &ToAgent) {
+    // A guest that takes no messages any more is ended by a deadline or by the loop, which sees its end.
+    let _ = timeout(TELL_TIMEOUT, guest.tell(message)).await;
 }
 
 /// Asks the guest to write everything to its disk and stop, and waits for it.
@@ -404,7 +457,7 @@ async fn at(instant: Option<Instant>) {
 /// The tasks that move the process's streams.
 struct Pumps {
     stdout: JoinHandle<()>,
-    stderr: JoinHandle<()>,
+    stderr: Option<JoinHandle<()>>,
     stdin: Option<JoinHandle<()>>,
 }
 
@@ -412,16 +465,17 @@ impl Pumps {
     /// Waits for the end of the output; there is no use for input any more.
     async fn finish(mut self) {
         let _ = (&mut self.stdout).await;
-        let _ = (&mut self.stderr).await;
+        if let Some(stderr) = &mut self.stderr {
+            let _ = stderr.await;
+        }
     }
 }
 
 impl Drop for Pumps {
     fn drop(&mut self) {
         self.stdout.abort();
-        self.stderr.abort();
-        if let Some(stdin) = &self.stdin {
-            stdin.abort();
+        for task in self.stderr.iter().chain(&self.stdin) {
+            task.abort();
         }
     }
 }

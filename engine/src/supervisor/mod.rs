@@ -4,23 +4,34 @@
 //! | module | job |
 //! |---|---|
 //! | [`life`] | the guest from its start to its end: an order, an event or a message at a time |
+//! | [`ahead`] | a VMM that comes up while it is looked up what it shall run |
 //! | [`start`] | a guest, restored or booted, with the process in it |
+//! | [`enter`] | a cell in the place of a guest |
+//! | [`resume`] | a guest that goes on from a snapshot, with the process in it |
 //! | [`save`] | a running guest and its disk, written down |
 //! | [`serve`] | the engine's connections: what they ask becomes orders, what happens becomes replies |
 //! | [`output`] | the process's output, to the log and to attached clients |
+//! | [`exec`] | further processes, each joined with a client's connection |
+//! | [`health`] | such a process from time to time, to find out whether the sandbox is well |
 //! | [`ports`] | published ports |
 //!
 //! Everything runs in one thread.
 
+mod ahead;
+mod enter;
+mod exec;
+mod health;
 mod life;
 mod output;
 mod ports;
+mod resume;
 mod save;
 mod serve;
 mod start;
 
-use std::{os::fd::OwnedFd, time::Duration};
+use std::{fs::OpenOptions, os::fd::OwnedFd, time::Duration};
 
+use brig_protocol::spec::WindowSize;
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
@@ -28,7 +39,10 @@ use tokio::{
     task::LocalSet,
 };
 
+pub use self::ahead::Likely;
 use self::{
+    ahead::Ahead,
+    exec::ExecOrder,
     life::{End, Life},
     output::Output,
     serve::{Phase, Service},
@@ -36,9 +50,9 @@ use self::{
 use crate::{
     Error, Paths, SandboxId,
     clock::monotonic_ns,
-    control::{self, Exit, FRAME_BYTES, Reply, SavedSandbox},
+    control::{self, Exit, FRAME_BYTES, REQUEST_BYTES, Reply, SavedSandbox},
     error::{CODE_BRIG, chain},
-    frames,
+    frames::{self, FrameReader},
     host::Host,
     log::LogWriter,
     sandbox::{Config, Directory, Registry, State, lock::Lock},
@@ -67,6 +81,19 @@ enum Order {
         /// Takes the answer: what is wrong is one line.
         done: oneshot::Sender<Result<SavedSandbox, String>>,
     },
+    /// Copy the sandbox's disk. Dropping `done` says that this is no time for it.
+    CopyDisk {
+        /// The name of the directory for the copy.
+        workspace: String,
+        /// Takes the answer: what is wrong is one line.
+        done: oneshot::Sender<Result<(), String>>,
+    },
+    /// Start another process.
+    Exec(ExecOrder),
+    /// Send a signal to such a process.
+    SignalProcess { process: u32, signal: u8 },
+    /// The terminal of a process has another size.
+    Resize { process: u32, size: WindowSize },
     /// End the guest at once.
     Kill,
     /// The one who asked for the start is gone.
@@ -80,10 +107,19 @@ enum Order {
 ///
 /// # Errors
 /// Those of setting the process up; what happens to the sandbox is told to its clients and its state.
-pub fn main(paths: &Paths, id: &SandboxId, starter: OwnedFd, host: &dyn Host) -> Result<(), Error> {
-    // The sandbox outlives the shell that it was started from. It fails for a process that has a session of its own.
+pub fn main(
+    paths: &Paths,
+    id: &SandboxId,
+    likely: Likely,
+    starter: OwnedFd,
+    host: &dyn Host,
+) -> Result<(), Error> {
+    // The sandbox outlives the shell that it was started from, and the directory that it was started in. It fails for a
+    // process that has a session of its own.
     let _ = rustix::process::setsid();
+    let _ = rustix::process::chdir("/");
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    brig_image_store::removal::set_helper(crate::cell::empty);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -92,7 +128,7 @@ pub fn main(paths: &Paths, id: &SandboxId, starter: OwnedFd, host: &dyn Host) ->
     runtime.block_on(LocalSet::new().run_until(async {
         starter.set_nonblocking(true).map_err(Error::Runtime)?;
         let starter = UnixStream::from_std(starter).map_err(Error::Runtime)?;
-        supervise(paths, id, starter, host).await;
+        supervise(paths, id, likely, starter, host).await;
         Ok(())
     }))
 }
@@ -107,12 +143,14 @@ struct Prepared {
     output: Output,
 }
 
-fn prepare(paths: &Paths, id: &SandboxId) -> Result<Prepared, Error> {
+fn prepare(paths: &Paths, id: &SandboxId, host: &dyn Host) -> Result<Prepared, Error> {
     let directory = Registry::new(paths.sandboxes()).directory(id);
-    let lock =
-        Lock::try_take(&directory.lock())?.ok_or_else(|| Error::AlreadyRunning(id.short().to_owned()))?;
+    let lock = Lock::try_take(&directory.lock())
+        .map_err(|e| e.missing_as(|| Error::NoSuchSandbox(id.to_string())))?
+        .ok_or_else(|| Error::AlreadyRunning(id.short().to_owned()))?;
     let config = directory.read_config()?;
     let prepared = || {
+        host.complain_to(open_log(&directory)?)?;
         let ports = ports::bind_all(&config.ports)?;
         let log = LogWriter::open(&directory.log()).map_err(Error::file("open", &directory.log()))?;
         Ok((ports, Output::new(log), control::bind(&paths.runtime, id)?))
@@ -135,16 +173,39 @@ fn prepare(paths: &Paths, id: &SandboxId) -> Result<Prepared, Error> {
     }
 }
 
-async fn supervise(paths: &Paths, id: &SandboxId, mut starter: UnixStream, host: &dyn Host) {
+/// The log of what the supervisor itself has to say when it fails.
+fn open_log(directory: &Directory) -> Result<std::fs::File, Error> {
+    let path = directory.supervisor_log();
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .map_err(Error::file("open", &path))
+}
+
+async fn supervise(paths: &Paths, id: &SandboxId, likely: Likely, starter: UnixStream, host: &dyn Host) {
     let began_ns = monotonic_ns();
-    let prepared = match prepare(paths, id) {
+    let host = &match likely {
+        Likely::Vm(_) => Ahead::new(host),
+        Likely::Cell => Ahead::with_cell(host),
+    };
+    if let Likely::Vm(Some(shape)) = likely {
+        host.map(paths, shape).await;
+    }
+    let (read, mut write) = starter.into_split();
+    let mut requests = FrameReader::new(read, REQUEST_BYTES);
+    // The starter may leave before it asks for a start: nothing has happened then.
+    let Some(begin) = serve::begin(&mut requests).await else {
+        return;
+    };
+    let prepared = match prepare(paths, id, host) {
         Ok(prepared) => prepared,
         Err(e) => {
             let reply = Reply::Failed {
                 code: CODE_BRIG,
                 message: chain(&e),
             };
-            let _ = frames::write(&mut starter, &reply, FRAME_BYTES).await;
+            let _ = frames::write(&mut write, &reply, FRAME_BYTES).await;
             return;
         }
     };
@@ -158,19 +219,15 @@ async fn supervise(paths: &Paths, id: &SandboxId, mut starter: UnixStream, host:
     } = prepared;
     let (orders, order_queue) = mpsc::channel(ORDERS);
     let (phase, watched) = watch::channel(Phase::Starting(None));
-    let (begin, begun) = oneshot::channel();
-    let (service, stdin) = Service::new(orders.clone(), watched, output.clone());
-    tokio::task::spawn_local(service.clone().starter(starter, begin));
+    let stdin_once = config.stdin_once && !config.tty;
+    let (service, stdin) = Service::new(orders.clone(), watched, output.clone(), stdin_once);
+    service.clone().serve_starter(requests, write, begin);
     let listening = tokio::task::spawn_local(service.clone().listen(control));
-    let terminated = tokio::task::spawn_local(stop_on_sigterm(orders, config.stop_signal.number()));
+    let terminated = tokio::task::spawn_local(stop_on_sigterm(orders.clone(), config.stop_signal.number()));
 
     let mut discard = false;
     let mut life = Life::new(paths, host, &config, &directory, &output, order_queue, began_ns);
-    let end = match begun.await {
-        Ok(begin) => life.run(begin, ports, stdin, &phase).await,
-        // The starter left before it asked for a start: nothing has happened.
-        Err(_) => End::GivenUp { discard: false },
-    };
+    let (end, vmm) = life.run(begin, ports, stdin, &phase, orders).await;
     if let End::GivenUp { discard: wanted } = end {
         discard = wanted;
     }
@@ -179,6 +236,10 @@ async fn supervise(paths: &Paths, id: &SandboxId, mut starter: UnixStream, host:
     output.close();
     let _ = std::fs::remove_file(control::socket_path(&paths.runtime, id));
     record(paths, &config, &directory, &lock, &end, discard);
+    // The kernel takes the guest down meanwhile.
+    if let Some(mut vmm) = vmm {
+        vmm.kill().await;
+    }
     drop(lock);
     phase.send_replace(Phase::Over(farewell(end)));
     service.finish(FAREWELL).await;

@@ -2,6 +2,7 @@
 
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
+use brig_protocol::spec::WindowSize;
 use tokio::{
     net::{
         UnixListener, UnixStream,
@@ -11,10 +12,14 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use super::{Order, output::Output};
+use super::{
+    Order,
+    exec::{ExecOrder, Replies, Session},
+    output::Output,
+};
 use crate::{
-    control::{FRAME_BYTES, Reply, Request},
-    error::CODE_BRIG,
+    control::{ExecRequest, FRAME_BYTES, REQUEST_BYTES, Reply, Request},
+    error::{CODE_BRIG, CODE_COMMAND},
     frames::{self, FrameReader},
 };
 
@@ -52,10 +57,52 @@ impl Phase {
 /// How the sandbox is to be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Begin {
+    /// Whether the starter wants output and exit status.
+    attach: bool,
+    /// Whether the sandbox shall be removed when the start is given up.
+    discard: bool,
     /// Whether the guest shall boot, template or not.
     pub cold: bool,
     /// Whether what the guest costs is counted.
     pub count: bool,
+    /// The size of the process's terminal.
+    pub size: Option<WindowSize>,
+}
+
+/// Takes the first request of the one who starts the sandbox; `None` when that is no start, or no request at all.
+pub(super) async fn begin(requests: &mut FrameReader<OwnedReadHalf, Request>) -> Option<Begin> {
+    match requests.next().await {
+        Ok(Request::Start {
+            attach,
+            discard,
+            cold,
+            count,
+            size,
+        }) => Some(Begin {
+            attach,
+            discard,
+            cold,
+            count,
+            size,
+        }),
+        _ => None,
+    }
+}
+
+/// What a connection's requests came to.
+enum Left {
+    /// The client is gone.
+    Gone {
+        /// What writes its replies.
+        writer: Option<AbortHandle>,
+        /// Whether it was attached to the first process.
+        attached: bool,
+    },
+    /// It is for another process from here on.
+    Exec {
+        request: Box<ExecRequest>,
+        write: OwnedWriteHalf,
+    },
 }
 
 /// Serves connections. Clones share everything.
@@ -68,6 +115,8 @@ struct Inner {
     output: Output,
     /// Gone after the end of standard input.
     stdin: RefCell<Option<mpsc::Sender<Vec<u8>>>>,
+    /// Whether it ends with the first client that was attached.
+    stdin_once: bool,
     /// Tasks that write replies: to attached clients, and to the others.
     attached: RefCell<JoinSet<()>>,
     waiting: RefCell<JoinSet<()>>,
@@ -79,6 +128,7 @@ impl Service {
         orders: mpsc::Sender<Order>,
         phase: watch::Receiver<Phase>,
         output: Output,
+        stdin_once: bool,
     ) -> (Self, mpsc::Receiver<Vec<u8>>) {
         let (stdin, input) = mpsc::channel(STDIN_PIECES);
         let inner = Inner {
@@ -86,6 +136,7 @@ impl Service {
             phase,
             output,
             stdin: RefCell::new(Some(stdin)),
+            stdin_once,
             attached: RefCell::default(),
             waiting: RefCell::default(),
         };
@@ -109,49 +160,109 @@ impl Service {
         }
     }
 
-    /// Serves the connection of the one who starts the sandbox.
-    pub async fn starter(self, stream: UnixStream, begin: oneshot::Sender<Begin>) {
-        let (read, mut write) = stream.into_split();
-        let mut requests = FrameReader::new(read, FRAME_BYTES);
-        if send(&mut write, &Reply::Ready).await.is_err() {
-            return;
-        }
-        let Ok(Request::Start {
-            attach,
-            discard,
-            cold,
-            count,
-        }) = requests.next().await
-        else {
-            return;
-        };
-        let attached = attach.then(|| self.0.output.attach());
-        if begin.send(Begin { cold, count }).is_err() {
-            return;
-        }
+    /// Serves the connection of the one who starts the sandbox, from what follows `begin` on: what the process writes from
+    /// now on is for it.
+    pub fn serve_starter(
+        self,
+        mut requests: FrameReader<OwnedReadHalf, Request>,
+        write: OwnedWriteHalf,
+        begin: Begin,
+    ) {
+        let attached = begin.attach.then(|| self.0.output.attach());
         let replies = self.clone().replies(write, true, attached);
-        let writer = if attach {
+        let writer = if begin.attach {
             self.spawn_attached(replies)
         } else {
             self.spawn_waiting(replies)
         };
-        self.requests(&mut requests, None).await;
-        if matches!(*self.0.phase.borrow(), Phase::Starting(_)) {
-            let _ = self.0.orders.send(Order::GiveUp { discard }).await;
-        }
-        if attach {
-            self.close_stdin();
-        }
-        writer.abort();
+        tokio::task::spawn_local(async move {
+            self.requests(&mut requests, None).await;
+            if matches!(*self.0.phase.borrow(), Phase::Starting(_)) {
+                let discard = begin.discard;
+                let _ = self.0.orders.send(Order::GiveUp { discard }).await;
+            }
+            if begin.attach {
+                self.end_stdin();
+            }
+            writer.abort();
+        });
     }
 
     async fn client(self, stream: UnixStream) {
         let (read, write) = stream.into_split();
-        let mut requests = FrameReader::new(read, FRAME_BYTES);
-        let writer = self.requests(&mut requests, Some(write)).await;
-        // Nobody reads the replies any more.
-        if let Some(writer) = writer {
-            writer.abort();
+        let mut requests = FrameReader::new(read, REQUEST_BYTES);
+        match self.requests(&mut requests, Some(write)).await {
+            // Nobody reads the replies any more.
+            Left::Gone { writer, attached } => {
+                if let Some(writer) = writer {
+                    writer.abort();
+                }
+                if attached {
+                    self.end_stdin();
+                }
+            }
+            // Not with the connections that are given up when the process has ended: this one has its end to tell.
+            Left::Exec { request, write } => {
+                let session = self.clone().exec(requests, write, request);
+                self.spawn_attached(session);
+            }
+        }
+    }
+
+    /// Starts a process with this connection for its streams.
+    async fn exec(
+        self,
+        mut requests: FrameReader<OwnedReadHalf, Request>,
+        mut write: OwnedWriteHalf,
+        request: Box<ExecRequest>,
+    ) {
+        let detached = request.detach;
+        let (answer, running) = oneshot::channel();
+        let order = Order::Exec(ExecOrder { request, answer });
+        let _ = self.0.orders.send(order).await;
+        let mut running = match running.await {
+            Ok(Ok(running)) => running,
+            failed => {
+                let (code, message) = match failed {
+                    Ok(Err(failed)) => failed,
+                    _ => (CODE_COMMAND, "the sandbox does not run".to_owned()),
+                };
+                let _ = send(&mut write, &Reply::Failed { code, message }).await;
+                return;
+            }
+        };
+        let mut session = Session::new(self.0.orders.clone(), &mut running);
+        let mut replies = Replies::new(running);
+        let outward = async {
+            while let Some(reply) = replies.next().await {
+                if send(&mut write, &reply).await.is_err() {
+                    // The client is gone. Whether it has said that the process goes on is still to be read.
+                    return std::future::pending().await;
+                }
+                if detached && reply == Reply::Started {
+                    return true;
+                }
+            }
+            false
+        };
+        let inward = async {
+            while let Ok(request) = requests.next().await {
+                if matches!(request, Request::Detach) {
+                    return true;
+                }
+                if !session.take(request).await {
+                    return false;
+                }
+            }
+            false
+        };
+        let goes_on = tokio::select! {
+            goes_on = outward => goes_on,
+            goes_on = inward => goes_on,
+        };
+        if goes_on {
+            // Its input stays open with the session.
+            replies.discard().await;
         }
     }
 
@@ -160,18 +271,27 @@ impl Service {
         &self,
         requests: &mut FrameReader<OwnedReadHalf, Request>,
         mut write: Option<OwnedWriteHalf>,
-    ) -> Option<AbortHandle> {
+    ) -> Left {
         let mut writer = None;
+        let mut attached = false;
         while let Ok(request) = requests.next().await {
             let order = match request {
                 // Only the starter's first.
-                Request::Start { .. } => break,
+                Request::Start { .. } | Request::Detach => break,
+                Request::Exec(request) => {
+                    let Some(write) = write.take() else { break };
+                    return Left::Exec { request, write };
+                }
+                Request::Resize(size) => {
+                    let _ = self.0.orders.send(Order::Resize { process: 0, size }).await;
+                    continue;
+                }
                 Request::Stdin(bytes) => {
                     self.feed_stdin(bytes).await;
                     continue;
                 }
                 Request::StdinEnd => {
-                    self.close_stdin();
+                    self.end_stdin();
                     continue;
                 }
                 Request::Signal(signal) => {
@@ -182,10 +302,15 @@ impl Service {
                     self.save(workspace, write.as_mut()).await;
                     continue;
                 }
+                Request::CopyDisk { workspace } => {
+                    self.copy_disk(workspace, write.as_mut()).await;
+                    continue;
+                }
                 Request::Attach => {
                     let Some(write) = write.take() else { break };
                     let replies = self.clone().replies(write, false, Some(self.0.output.attach()));
                     writer = Some(self.spawn_attached(replies));
+                    attached = true;
                     continue;
                 }
                 Request::Wait => None,
@@ -199,7 +324,7 @@ impl Service {
                 let _ = self.0.orders.send(order).await;
             }
         }
-        writer
+        Left::Gone { writer, attached }
     }
 
     fn spawn_attached(&self, replies: impl Future<Output = ()> + 'static) -> AbortHandle {
@@ -220,18 +345,13 @@ impl Service {
     async fn save(&self, workspace: String, write: Option<&mut OwnedWriteHalf>) {
         let (done, answer) = oneshot::channel();
         let _ = self.0.orders.send(Order::Save { workspace, done }).await;
-        let failed = |message: String| Reply::Failed {
-            code: CODE_BRIG,
-            message,
-        };
-        let reply = match answer.await {
-            Ok(Ok(saved)) => Reply::Saved(saved),
-            Ok(Err(message)) => failed(message),
-            Err(_) => failed("its process does not run".to_owned()),
-        };
-        if let Some(write) = write {
-            let _ = send(write, &reply).await;
-        }
+        reply_when_done(answer, Reply::Saved, write).await;
+    }
+
+    async fn copy_disk(&self, workspace: String, write: Option<&mut OwnedWriteHalf>) {
+        let (done, answer) = oneshot::channel();
+        let _ = self.0.orders.send(Order::CopyDisk { workspace, done }).await;
+        reply_when_done(answer, |()| Reply::Done, write).await;
     }
 
     async fn feed_stdin(&self, bytes: Vec<u8>) {
@@ -241,8 +361,11 @@ impl Service {
         }
     }
 
-    fn close_stdin(&self) {
-        self.0.stdin.borrow_mut().take();
+    /// A client has no more input: as with Docker that is the end for the process only when nobody else is to come.
+    fn end_stdin(&self) {
+        if self.0.stdin_once {
+            self.0.stdin.borrow_mut().take();
+        }
     }
 
     /// Sends output as it comes, then how everything ended; for the starter, also that the process runs.
@@ -298,6 +421,26 @@ impl Service {
         let mut waiting = self.0.waiting.take();
         let all = async { while waiting.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(patience, all).await;
+    }
+}
+
+/// Waits for what the life of the guest says of an order, and tells the client.
+async fn reply_when_done<T>(
+    answer: oneshot::Receiver<Result<T, String>>,
+    good: impl FnOnce(T) -> Reply,
+    write: Option<&mut OwnedWriteHalf>,
+) {
+    let failed = |message: String| Reply::Failed {
+        code: CODE_BRIG,
+        message,
+    };
+    let reply = match answer.await {
+        Ok(Ok(done)) => good(done),
+        Ok(Err(message)) => failed(message),
+        Err(_) => failed("its process does not run".to_owned()),
+    };
+    if let Some(write) = write {
+        let _ = send(write, &reply).await;
     }
 }
 

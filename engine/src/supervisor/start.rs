@@ -3,38 +3,36 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     path::Path,
 };
 
 use brig_protocol::{
-    agent::{FromAgent, Identity, ToAgent},
+    agent::{FromAgent, ToAgent},
+    spec::{SandboxSpec, WindowSize},
     stream::StreamHeader,
     vmm::SavedStream,
 };
 use tokio::net::UnixStream;
 
 use crate::{
-    Error, Paths,
+    Error, Isolation, Paths,
     clock::{Stage, Timing, monotonic_ns},
     console::Console,
-    disk::{self, DISK_BYTES},
+    disk,
     error::{chain, one_line, start_failure_code},
-    guest::{Disk, Failure, Guest, Kvm, Origin, Plan, SavedGuest, stream_pair},
+    guest::{self, Disk, Failure, Guest, Kvm, Origin, Plan, SavedGuest, stream_pair},
     host::Host,
     sandbox::{Config, Directory},
-    snapshot::{Layout, Snapshot, Snapshots},
-    spec::{FRESH_DISK, USED_DISK, files, sandbox_spec},
+    snapshot::Layout,
+    spec::{FRESH_DISK, USED_DISK, sandbox_spec},
     template::{Cache, Found, Ingredients, Key, Shape, Template, dropped_notice},
     turns,
-    vmm::VmmError,
+    vmm::VmmChannel,
 };
 
 /// Most characters of an agent's message that a user sees.
 const AGENT_TEXT: usize = 1000;
-
-/// Most characters of a kernel's release.
-const KERNEL_TEXT: usize = 64;
 
 /// A start and what it needs.
 pub(super) struct Start<'a> {
@@ -48,6 +46,8 @@ pub(super) struct Start<'a> {
     pub count: bool,
     /// Takes a line for the user.
     pub notice: &'a dyn Fn(String),
+    /// The size of the process's terminal.
+    pub size: Option<WindowSize>,
 }
 
 /// A process that runs.
@@ -61,10 +61,12 @@ pub(super) struct Started {
 }
 
 /// The near ends of the process's streams.
+#[derive(Debug)]
 pub(super) struct Streams {
     pub stdin: Option<UnixStream>,
     pub stdout: UnixStream,
-    pub stderr: UnixStream,
+    /// None with a terminal.
+    pub stderr: Option<UnixStream>,
 }
 
 /// Why a start from a template did not succeed.
@@ -78,6 +80,9 @@ enum Trouble {
 impl Start<'_> {
     /// Gets a guest and starts the process in it. Dropping the future kills the guest.
     pub async fn run(&self, timing: &mut Timing) -> Result<Started, Error> {
+        if self.config.isolation == Isolation::Container {
+            return self.enter(timing).await;
+        }
         let image = self.host.image(self.config)?;
         let image_bytes = image.metadata().map_err(Error::Runtime)?.len();
         // Held until the process runs.
@@ -134,83 +139,6 @@ impl Start<'_> {
         Ok((guest, streams, Layout::Booted))
     }
 
-    /// Goes on from a snapshot: the process runs already.
-    async fn resume(
-        &self,
-        name: &str,
-        kvm: &Kvm,
-        image: File,
-        timing: &mut Timing,
-    ) -> Result<(Guest, Streams, Layout), Error> {
-        let snapshot = Snapshots::new(self.paths).open(name)?;
-        let layout = snapshot.record.layout;
-        if image.metadata().map_err(Error::Runtime)?.len() != snapshot.record.image_bytes {
-            let reason = format!("needs the image {} as it was unpacked then", self.config.image);
-            return Err(Error::snapshot(name, reason));
-        }
-        disk::copy_whole(&snapshot.disk, &self.directory.disk())?;
-        let gone_on = self.go_on(snapshot, kvm, image, timing).await;
-        if gone_on.is_err() {
-            // The next start is the first again.
-            let _ = fs::remove_file(self.directory.disk());
-        }
-        match gone_on {
-            Ok((guest, streams)) => Ok((guest, streams, layout)),
-            Err(e @ Error::Vmm(VmmError::Spawn { .. })) => Err(e),
-            Err(e) => Err(Error::snapshot(name, format!("cannot go on here: {}", chain(&e)))),
-        }
-    }
-
-    async fn go_on(
-        &self,
-        snapshot: Snapshot,
-        kvm: &Kvm,
-        image: File,
-        timing: &mut Timing,
-    ) -> Result<(Guest, Streams), Error> {
-        let disks = self.snapshot_disks(image, snapshot.record.layout)?;
-        let (near, far) = Streams::pairs(self.config.stdin)?;
-        let plan = SavedGuest {
-            saved: snapshot.saved,
-            disks,
-            streams: far,
-            identity: Some(Identity {
-                hostname: self.config.hostname.clone(),
-                files: files(&self.config.hostname),
-            }),
-            origin: Origin::Snapshot,
-            kernel: one_line(&snapshot.record.kernel, KERNEL_TEXT),
-        };
-        let mut guest = Guest::restore(self.host, kvm, plan, self.console()?, timing).await?;
-        if let Err(failure) = guest.awake(timing).await {
-            return Err(guest.explain(failure).await);
-        }
-        if self.count {
-            guest.count(Stage::Ready, timing).await;
-        }
-        Ok((guest, near))
-    }
-
-    fn snapshot_disks(&self, image: File, layout: Layout) -> Result<Vec<Disk>, Error> {
-        let image = whole(image, false)?;
-        let own = whole(open_disk(&self.directory.disk())?, true)?;
-        Ok(match layout {
-            Layout::Booted => vec![image, own],
-            Layout::Fresh => vec![image.in_slot(), own, Disk::empty_slot(true)],
-            Layout::Used => {
-                // The guest has it mounted, and nothing in it uses it: its length is all that has to be right.
-                let directory = self.directory.path();
-                let make = || {
-                    let file = tempfile::tempfile_in(directory)?;
-                    file.set_len(DISK_BYTES)?;
-                    Disk::whole(file, true)
-                };
-                let mounted = make().map_err(Error::file("make a file in", directory))?;
-                vec![image.in_slot(), mounted, own.in_slot()]
-            }
-        })
-    }
-
     /// The template that this sandbox can start from.
     fn template(&self, kvm: &Kvm) -> Option<(Key, Template)> {
         let cache = Cache::new(self.paths);
@@ -258,11 +186,12 @@ impl Start<'_> {
         let mut guest = Guest::restore(self.host, kvm, plan, console, timing)
             .await
             .map_err(|e| match e {
-                Error::Vmm(VmmError::Spawn { .. }) => Trouble::Start(e),
+                Error::Vmm(ref vmm) if vmm.is_of_spawn() => Trouble::Start(e),
                 _ => Trouble::Template(chain(&e)),
             })?;
         let writable = if fresh { FRESH_DISK } else { USED_DISK };
-        match start_process(&mut guest, self.config, writable, self.count, timing).await {
+        let spec = sandbox_spec(self.config, writable, self.size);
+        match self.start_process(&mut guest, spec, self.count, timing).await {
             Ok(Ok(streams)) => Ok((guest, streams)),
             Ok(Err(failed)) => {
                 guest.vmm.kill().await;
@@ -307,7 +236,8 @@ impl Start<'_> {
             disks: vec![whole(image, false)?, whole(open_disk(&path)?, true)?],
         };
         let mut guest = Guest::boot(self.paths, self.host, kvm, plan, self.console()?, timing).await?;
-        match start_process(&mut guest, self.config, FRESH_DISK, self.count, timing).await {
+        let spec = sandbox_spec(self.config, FRESH_DISK, self.size);
+        match self.start_process(&mut guest, spec, self.count, timing).await {
             Ok(Ok(streams)) => Ok((guest, streams)),
             Ok(Err(failed)) => {
                 guest.vmm.kill().await;
@@ -317,13 +247,52 @@ impl Start<'_> {
         }
     }
 
-    fn console(&self) -> Result<Console, Error> {
+    /// Starts the process in a guest. Everything is sent before the first answer is waited for. What the agent says against
+    /// it is the inner error.
+    pub(super) async fn start_process(
+        &self,
+        guest: &mut Guest,
+        spec: SandboxSpec,
+        count: bool,
+        timing: &mut Timing,
+    ) -> Result<Result<Streams, Error>, Failure> {
+        let config = self.config;
+        let Ok(streams) = Streams::connect(&guest.vmm.channel, 0, config.stdin, config.tty).await else {
+            return Err(guest.last_event().await);
+        };
+        // A guest that has just failed says why below.
+        let _ = guest.tell(&ToAgent::Start(Box::new(spec))).await;
+        guest.awake(timing).await?;
+        if count {
+            guest.count(Stage::Ready, timing).await;
+        }
+        match guest.heard().await? {
+            FromAgent::Started { process: 0, .. } => {
+                timing.exec_ns = Some(monotonic_ns());
+                if count {
+                    guest.count(Stage::Exec, timing).await;
+                }
+                Ok(Ok(streams))
+            }
+            FromAgent::StartFailed {
+                process: 0,
+                kind,
+                message,
+            } => Ok(Err(Error::Start {
+                code: start_failure_code(kind),
+                message: one_line(&message, AGENT_TEXT),
+            })),
+            _ => Err(Failure::Agent("did not answer the start".into())),
+        }
+    }
+
+    pub(super) fn console(&self) -> Result<Console, Error> {
         let path = self.directory.console();
         Console::with_file(&path).map_err(Error::file("make", &path))
     }
 }
 
-fn open_disk(path: &Path) -> Result<File, Error> {
+pub(super) fn open_disk(path: &Path) -> Result<File, Error> {
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -331,78 +300,63 @@ fn open_disk(path: &Path) -> Result<File, Error> {
         .map_err(Error::file("open", path))
 }
 
-fn whole(file: File, writable: bool) -> Result<Disk, Error> {
+pub(super) fn whole(file: File, writable: bool) -> Result<Disk, Error> {
     Disk::whole(file, writable).map_err(Error::Runtime)
 }
 
-/// Starts the process in a guest. Everything is sent before the first answer is waited for. What the agent says against
-/// it is the inner error.
-async fn start_process(
-    guest: &mut Guest,
-    config: &Config,
-    writable: u8,
-    count: bool,
-    timing: &mut Timing,
-) -> Result<Result<Streams, Error>, Failure> {
-    let Ok(streams) = Streams::connect(guest, config.stdin).await else {
-        return Err(guest.last_event().await);
-    };
-    // A guest that has just failed says why below.
-    let spec = sandbox_spec(config, writable);
-    let _ = guest.tell(&ToAgent::Start(Box::new(spec))).await;
-    guest.awake(timing).await?;
-    if count {
-        guest.count(Stage::Ready, timing).await;
-    }
-    match guest.heard().await? {
-        FromAgent::Started { process: 0, .. } => {
-            timing.exec_ns = Some(monotonic_ns());
-            if count {
-                guest.count(Stage::Exec, timing).await;
-            }
-            Ok(Ok(streams))
-        }
-        FromAgent::StartFailed {
-            process: 0,
-            kind,
-            message,
-        } => Ok(Err(Error::Start {
-            code: start_failure_code(kind),
-            message: one_line(&message, AGENT_TEXT),
-        })),
-        _ => Err(Failure::Agent("did not answer the start".into())),
-    }
-}
-
 impl Streams {
-    /// The near ends, and the far ends with the names of the saved connections that they belong to.
-    fn pairs(stdin: bool) -> Result<(Self, Vec<(SavedStream, OwnedFd)>), Error> {
+    /// Those of the first process: the near ends, and the far ends with the names of the saved connections that they belong to.
+    pub(super) fn pairs(stdin: bool, tty: bool) -> Result<(Self, Vec<(SavedStream, OwnedFd)>), Error> {
         let mut far = Vec::new();
-        let mut pair = |header: StreamHeader| -> Result<UnixStream, Error> {
+        let near = Self::each(0, stdin, tty, |header| {
             let (ours, theirs) = stream_pair()?;
             let header = header.encode();
             far.push((SavedStream::ToGuest { header }, theirs));
             Ok(ours)
-        };
-        let near = Self {
-            stdin: stdin
-                .then(|| pair(StreamHeader::Stdin { process: 0 }))
-                .transpose()?,
-            stdout: pair(StreamHeader::Stdout { process: 0 })?,
-            stderr: pair(StreamHeader::Stderr { process: 0 })?,
-        };
+        })?;
         Ok((near, far))
     }
 
-    async fn connect(guest: &Guest, stdin: bool) -> Result<Self, Error> {
+    /// Connects those of a process to the agent.
+    pub(super) async fn connect(
+        vmm: &VmmChannel,
+        process: u32,
+        stdin: bool,
+        tty: bool,
+    ) -> Result<Self, Error> {
+        let mut far = Vec::new();
+        let near = Self::each(process, stdin, tty, |header| {
+            let (ours, theirs) = stream_pair()?;
+            far.push((header, theirs));
+            Ok(ours)
+        })?;
+        for (header, socket) in far {
+            guest::connect(vmm, header, socket.as_fd()).await?;
+        }
+        Ok(near)
+    }
+
+    fn each(
+        process: u32,
+        stdin: bool,
+        tty: bool,
+        mut make: impl FnMut(StreamHeader) -> Result<UnixStream, Error>,
+    ) -> Result<Self, Error> {
+        let stdin = if stdin {
+            Some(make(StreamHeader::Stdin { process })?)
+        } else {
+            None
+        };
+        let stdout = make(StreamHeader::Stdout { process })?;
+        let stderr = if tty {
+            None
+        } else {
+            Some(make(StreamHeader::Stderr { process })?)
+        };
         Ok(Self {
-            stdin: if stdin {
-                Some(guest.connect(StreamHeader::Stdin { process: 0 }).await?)
-            } else {
-                None
-            },
-            stdout: guest.connect(StreamHeader::Stdout { process: 0 }).await?,
-            stderr: guest.connect(StreamHeader::Stderr { process: 0 }).await?,
+            stdin,
+            stdout,
+            stderr,
         })
     }
 }

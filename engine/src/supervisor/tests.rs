@@ -1,5 +1,7 @@
 //! A supervisor against a VMM and an agent that a thread plays.
 
+mod exec;
+mod health;
 mod snapshot;
 mod template;
 
@@ -15,6 +17,7 @@ use brig_protocol::{
     vmm::{Event, StopReason},
 };
 use tempfile::TempDir;
+use tokio::sync::Notify;
 
 use super::*;
 use crate::{
@@ -42,7 +45,7 @@ impl Bench {
             config
         };
         let made = registry
-            .create(None, make, |directory| {
+            .create(SandboxId::random().unwrap(), None, make, |directory| {
                 std::fs::write(directory.disk(), "").map_err(Error::file("make", &directory.disk()))
             })
             .unwrap();
@@ -70,17 +73,23 @@ impl Bench {
         script: impl Fn(PlayedGuest) + Send + Sync + 'static,
         client: impl FnOnce(Client) -> F,
     ) {
+        let host = FakeVmm::new(move |player| {
+            if let Some(guest) = player.begin_unless(refusal) {
+                script(guest);
+            }
+        });
+        self.run_on(host, client);
+    }
+
+    /// As [`Self::run`], on another host.
+    fn run_on<F: Future<Output = ()>>(&self, host: FakeVmm, client: impl FnOnce(Client) -> F) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let (paths, id) = (self.paths.clone(), self.id.clone());
         let supervisor = std::thread::spawn(move || {
-            let host = FakeVmm::new(move |player| {
-                if let Some(guest) = player.begin_unless(refusal) {
-                    script(guest);
-                }
-            });
             in_runtime(async {
                 theirs.set_nonblocking(true).unwrap();
-                supervise(&paths, &id, UnixStream::from_std(theirs).unwrap(), &host).await;
+                let starter = UnixStream::from_std(theirs).unwrap();
+                supervise(&paths, &id, Likely::Vm(None), starter, &host).await;
             });
         });
         in_runtime(async {
@@ -100,6 +109,20 @@ impl Bench {
 
     fn log(&self) -> String {
         std::fs::read_to_string(self.registry.directory(&self.id).log()).unwrap()
+    }
+
+    /// The names of the sandbox's files, without those that say what happened.
+    fn files(&self) -> Vec<String> {
+        let directory = self.registry.directory(&self.id);
+        let logs = [directory.log(), directory.console(), directory.supervisor_log()];
+        let entries = std::fs::read_dir(directory.path()).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| !logs.contains(path))
+            .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+            .collect();
+        names.sort();
+        names
     }
 
     /// Nothing but the sandbox's own files is left.
@@ -145,16 +168,20 @@ impl Client {
         self.replies.next().await.unwrap()
     }
 
-    /// Starts the sandbox and waits until it runs.
-    async fn start(&mut self, attach: bool) {
-        assert_eq!(self.hear().await, Reply::Ready);
+    async fn ask_to_start(&mut self, attach: bool) {
         self.ask(Request::Start {
             attach,
             discard: false,
             cold: false,
             count: false,
+            size: None,
         })
         .await;
+    }
+
+    /// Starts the sandbox and waits until it runs.
+    async fn start(&mut self, attach: bool) {
+        self.ask_to_start(attach).await;
         assert_eq!(self.hear().await, Reply::Started);
     }
 
@@ -233,7 +260,7 @@ fn a_sandbox_with_rm_is_gone_at_its_end_and_its_guest_is_not_asked_to_shut_down(
 
 #[test]
 fn standard_input_reaches_the_process_and_ends() {
-    let bench = Bench::new(|config| config.stdin = true);
+    let bench = Bench::new(|config| (config.stdin, config.stdin_once) = (true, true));
     bench.run(
         |mut guest| {
             guest.hello();
@@ -278,15 +305,7 @@ fn a_program_that_is_not_there_leaves_a_created_sandbox_with_127() {
             guest.wait_for_end();
         },
         async |mut client| {
-            assert_eq!(client.hear().await, Reply::Ready);
-            client
-                .ask(Request::Start {
-                    attach: true,
-                    discard: false,
-                    cold: false,
-                    count: false,
-                })
-                .await;
+            client.ask_to_start(true).await;
             let message = "exec /nope: no such file or directory [2J".to_owned();
             assert_eq!(client.hear().await, Reply::Failed { code: 127, message });
         },
@@ -453,13 +472,13 @@ fn a_guest_that_panics_in_its_boot_is_a_failed_start() {
             guest.event(&Event::Stopped(StopReason::Reset));
         },
         async |mut client| {
-            assert_eq!(client.hear().await, Reply::Ready);
             client
                 .ask(Request::Start {
                     attach: true,
                     discard: false,
                     cold: false,
                     count: false,
+                    size: None,
                 })
                 .await;
             let Reply::Failed { code: 125, message } = client.hear().await else {
@@ -516,13 +535,13 @@ fn a_starter_that_leaves_gives_the_start_up_and_may_take_the_sandbox_along() {
     for discard in [true, false] {
         let bench = Bench::new(|_| {});
         bench.run(PlayedGuest::never_ready, async |mut client| {
-            assert_eq!(client.hear().await, Reply::Ready);
             client
                 .ask(Request::Start {
                     attach: true,
                     discard,
                     cold: false,
                     count: false,
+                    size: None,
                 })
                 .await;
             drop(client);
@@ -532,18 +551,27 @@ fn a_starter_that_leaves_gives_the_start_up_and_may_take_the_sandbox_along() {
 }
 
 #[test]
+fn a_starter_that_leaves_before_it_asks_has_done_nothing() {
+    let bench = Bench::new(|_| {});
+    bench.run(|_| panic!("no guest is needed"), async |client| drop(client));
+    assert_eq!(bench.sandbox().state, State::created());
+    assert!(!bench.registry.directory(&bench.id).log().exists());
+    bench.assert_clean();
+}
+
+#[test]
 fn a_stop_gives_up_a_start() {
     let bench = Bench::new(|_| {});
-    bench.run(PlayedGuest::never_ready, async |mut client| {
-        assert_eq!(client.hear().await, Reply::Ready);
-        client
-            .ask(Request::Start {
-                attach: true,
-                discard: false,
-                cold: false,
-                count: false,
-            })
-            .await;
+    let begun = Arc::new(Notify::new());
+    let begin = Arc::clone(&begun);
+    let script = move |guest: PlayedGuest| {
+        begin.notify_one();
+        guest.never_ready();
+    };
+    bench.run(script, async |mut client| {
+        client.ask_to_start(true).await;
+        // There is a control socket by then.
+        begun.notified().await;
         let mut other = bench.connect().await;
         other
             .ask(Request::Stop {
@@ -562,6 +590,7 @@ fn a_second_supervisor_is_refused() {
     let bench = Bench::new(|_| {});
     let _lock = Lock::try_take(&bench.registry.directory(&bench.id).lock()).unwrap();
     bench.run(drop, async |mut client| {
+        client.ask_to_start(true).await;
         let Reply::Failed { code: 125, message } = client.hear().await else {
             panic!("it is refused")
         };
@@ -570,7 +599,7 @@ fn a_second_supervisor_is_refused() {
 }
 
 #[test]
-fn a_port_in_use_fails_the_start_before_anything_is_spawned() {
+fn a_port_in_use_fails_the_start_before_there_is_a_guest() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let bench = Bench::new(|config| {
@@ -579,6 +608,7 @@ fn a_port_in_use_fails_the_start_before_anything_is_spawned() {
     bench.run(
         |_| panic!("no guest is needed"),
         async |mut client| {
+            client.ask_to_start(true).await;
             let Reply::Failed { code: 125, message } = client.hear().await else {
                 panic!("it fails")
             };

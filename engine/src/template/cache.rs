@@ -13,7 +13,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read},
+    io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -402,10 +402,8 @@ fn open(directory: &OwnedFd, ingredients: &Ingredients) -> Result<Template, Stri
 }
 
 fn read_record(file: File) -> Result<Record, String> {
-    let mut bytes = Vec::new();
-    file.take(RECORD_BYTES)
-        .read_to_end(&mut bytes)
-        .map_err(|e| format!("cannot read its {RECORD}: {e}"))?;
+    let bytes =
+        files::read_bounded(file, RECORD_BYTES).map_err(|e| format!("cannot read its {RECORD}: {e}"))?;
     let record: Record =
         serde_json::from_slice(&bytes).map_err(|e| format!("its {RECORD} is damaged: {e}"))?;
     if record.version != RECORD_VERSION {

@@ -82,7 +82,7 @@ impl Platform {
             initrd: FileIdentity::of(&paths.initrd())?,
             agent: AGENT_VERSION,
             kvm,
-            cpu: Cpu::this(),
+            cpu: Cpu::this().clone(),
             host_kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         })
     }

@@ -2,6 +2,7 @@
 
 use brig_protocol::vmm::{Command, KvmKind, SLOT_BYTES, SavedStream};
 use jiff::Timestamp;
+use tokio::sync::Notify;
 
 use super::*;
 use crate::{
@@ -9,7 +10,7 @@ use crate::{
     guest::Origin,
     snapshot::{self, FileRecord, Layout, Record, Snapshots, Workspace, sparse, store},
     template::key::Platform,
-    test_support::blank_disk,
+    test_support::{AtRestore, blank_disk},
 };
 
 /// A finished snapshot of `config` in a workspace, its disk as long as real ones are not.
@@ -57,15 +58,7 @@ impl Bench {
 }
 
 async fn start_and_fail(mut client: Client) -> String {
-    assert_eq!(client.hear().await, Reply::Ready);
-    client
-        .ask(Request::Start {
-            attach: true,
-            discard: false,
-            cold: false,
-            count: false,
-        })
-        .await;
+    client.ask_to_start(true).await;
     match client.hear().await {
         Reply::Failed { code: 125, message } => message,
         other => panic!("{other:?}"),
@@ -246,8 +239,11 @@ fn a_sandbox_goes_on_from_a_snapshot_with_its_own_name_and_streams() {
         );
         bench.assert_clean();
         // Started again it is a sandbox as any other: its command begins anew.
+        let begun = Arc::new(Notify::new());
+        let begin = Arc::clone(&begun);
         bench.run(
-            |mut guest| {
+            move |mut guest| {
+                begin.notify_one();
                 assert!(!guest.is_restored());
                 guest.hello();
                 let _streams = [guest.connection(), guest.connection(), guest.connection()];
@@ -255,15 +251,9 @@ fn a_sandbox_goes_on_from_a_snapshot_with_its_own_name_and_streams() {
                 guest.wait_for_end();
             },
             async |mut client| {
-                assert_eq!(client.hear().await, Reply::Ready);
-                client
-                    .ask(Request::Start {
-                        attach: false,
-                        discard: false,
-                        cold: false,
-                        count: false,
-                    })
-                    .await;
+                client.ask_to_start(false).await;
+                // There is a control socket by then.
+                begun.notified().await;
                 bench.connect().await.ask(Request::Kill).await;
                 client.exit().await;
             },
@@ -290,6 +280,110 @@ fn a_snapshot_that_the_vmm_refuses_is_one_line_and_stays_and_can_be_tried_again(
         );
     }
     assert!(Snapshots::new(&bench.paths).open("warm").is_ok());
+    bench.assert_clean();
+}
+
+/// What may happen between the VMM's start and the agent's word that it is awake.
+fn fail_half_way() -> Vec<(FakeVmm, &'static str)> {
+    type Script = fn(PlayedGuest);
+    let restored: [(Script, &str); 5] = [
+        (drop, "brig-vmm ended"),
+        (
+            |mut guest| {
+                assert!(matches!(guest.hear(), Some(ToAgent::Wake(_))));
+                guest.event(&Event::Failed {
+                    message: "the disk is full".into(),
+                });
+            },
+            "the disk is full",
+        ),
+        (
+            |mut guest| {
+                guest.hear();
+                guest.event(&Event::Stopped(StopReason::Reset));
+            },
+            "the guest stopped",
+        ),
+        (
+            |mut guest| {
+                guest.hear();
+                guest.say(&FromAgent::Prepared);
+                guest.wait_for_end();
+            },
+            "did not say that it is awake",
+        ),
+        (PlayedGuest::never_ready, "did not wake up in time"),
+    ];
+    let mut hosts: Vec<_> = restored
+        .into_iter()
+        .map(|(script, expected)| {
+            let host = FakeVmm::new(move |player| {
+                if let Some(guest) = player.begin() {
+                    script(guest);
+                }
+            });
+            let is_silent = expected == "did not wake up in time";
+            (if is_silent { host.impatient() } else { host }, expected)
+        })
+        .collect();
+    for (end, expected) in [
+        (AtRestore::Dies, "brig-vmm ended"),
+        (AtRestore::Hangs, "did not answer within"),
+    ] {
+        let host = FakeVmm::new(move |player| player.fail_at_restore(end));
+        hosts.push((host.impatient(), expected));
+    }
+    hosts
+}
+
+#[test]
+fn a_restore_that_fails_half_way_leaves_nothing_and_can_be_tried_again() {
+    for (host, expected) in fail_half_way() {
+        let bench = Bench::with_snapshot(Layout::Used, |_| {});
+        let before = bench.files();
+        bench.run_on(host, async |client| {
+            let message = start_and_fail(client).await;
+            assert!(
+                message.starts_with("the snapshot warm cannot go on here: ")
+                    && message.contains(expected)
+                    && !message.contains('\n'),
+                "{expected}: {message}"
+            );
+        });
+        assert_eq!(bench.files(), before, "{expected}");
+        bench.assert_clean();
+        // The same snapshot goes on in a guest that does better.
+        bench.run(
+            |mut guest| {
+                guest.wake();
+                guest.files.clear();
+                guest.say(&exited(0));
+                shut_down(guest);
+            },
+            async |mut client| {
+                client.start(true).await;
+                assert_eq!(client.exit().await.code, 0);
+            },
+        );
+    }
+}
+
+#[test]
+fn a_disk_that_cannot_be_copied_is_one_line_and_leaves_nothing() {
+    let bench = Bench::with_snapshot(Layout::Fresh, |_| {});
+    let directory = bench.registry.directory(&bench.id);
+    // Something that is no file is in the place of the copy.
+    let blocked = directory.disk().with_extension("new");
+    std::fs::create_dir(&blocked).unwrap();
+    let before = bench.files();
+    bench.run(
+        |_| panic!("no guest is needed"),
+        async |client| {
+            let message = start_and_fail(client).await;
+            assert!(message.contains("disk") && !message.contains('\n'), "{message}");
+        },
+    );
+    assert_eq!(bench.files(), before);
     bench.assert_clean();
 }
 

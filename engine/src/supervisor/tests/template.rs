@@ -51,12 +51,12 @@ impl Bench {
 impl Client {
     /// Starts the sandbox and gives the line for the user, if there is one, and then the end.
     async fn whole_run(&mut self, cold: bool) -> (Option<String>, Exit) {
-        assert_eq!(self.hear().await, Reply::Ready);
         self.ask(Request::Start {
             attach: true,
             discard: false,
             cold,
             count: false,
+            size: None,
         })
         .await;
         let mut notice = None;
@@ -306,13 +306,13 @@ fn a_process_that_cannot_be_started_is_not_the_templates_fault() {
             guest.wait_for_end();
         },
         async |mut client| {
-            assert_eq!(client.hear().await, Reply::Ready);
             client
                 .ask(Request::Start {
                     attach: true,
                     discard: false,
                     cold: false,
                     count: false,
+                    size: None,
                 })
                 .await;
             assert!(matches!(client.hear().await, Reply::Failed { code: 127, .. }));
@@ -338,4 +338,23 @@ fn who_wants_no_template_gets_none() {
         );
         assert_eq!(bench.templates(), 1);
     }
+}
+
+#[test]
+fn the_template_that_is_likely_to_be_used_is_mapped_ahead_once_it_knows_its_pages() {
+    let (bench, key) = Bench::with_template(|_| {});
+    let shape = Shape::of(&bench.directory().read_config().unwrap());
+    let (sender, mapped) = std::sync::mpsc::channel();
+    in_runtime(async {
+        let probed = FakeVmm::new(|player| player.answer_probe(KvmKind::Standard));
+        let device = File::open("/dev/null").unwrap();
+        crate::kvm::kind(&bench.paths, &device, &probed).await.unwrap();
+        let idle = FakeVmm::new(|player| assert!(player.begin().is_none()));
+        Ahead::new(&idle).map(&bench.paths, shape).await;
+        let pages = Cache::new(&bench.paths).path(&key).join(crate::guest::PAGES);
+        std::fs::write(pages, "pages").unwrap();
+        let host = FakeVmm::new(move |player| sender.send(player.mapped_ahead()).unwrap());
+        Ahead::new(&host).map(&bench.paths, shape).await;
+    });
+    assert_eq!(mapped.recv().unwrap(), ["memory", "pages"]);
 }

@@ -1,0 +1,272 @@
+//! A sandbox's files: exporting them, what has changed in them, an image of them.
+
+use std::{fs::File, io};
+
+use brig_image_store::{
+    Image, ImageName, MaxImageSize,
+    compose::{Change, Composition, NewLayer},
+};
+use brig_protocol::agent::Pack;
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+use tokio::task::spawn_blocking;
+
+use super::{Engine, LOCK_REST, LOCK_TRIES, snapshots::needs_vm};
+use crate::{
+    Error,
+    control::{Reply, Request},
+    disk,
+    pack::{self, Files, Sink},
+    sandbox::{Config, Sandbox, lock::Lock},
+    snapshot::store::DISK,
+    spec,
+    unpack::{self, Report},
+};
+
+/// Most bytes of a list of changes.
+const CHANGES_BYTES_MAX: usize = 256 << 20;
+
+/// What a user says of an image that is made of a sandbox.
+#[derive(Clone, Debug, Default)]
+pub struct CommitOptions {
+    /// Its name.
+    pub name: Option<ImageName>,
+    /// Who made it.
+    pub author: String,
+    /// For its history.
+    pub message: String,
+    /// Applied to the sandbox's configuration.
+    pub changes: Vec<Change>,
+}
+
+impl Engine {
+    /// Gives a tar archive of a sandbox's files, as it sees them, to `sink`.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSandbox`], [`Error::ImageGone`], [`Error::Pack`], those of `sink`.
+    pub async fn export(
+        &self,
+        reference: &str,
+        cold: bool,
+        report: &mut dyn FnMut(Report),
+        sink: Sink<'_>,
+    ) -> Result<(), Error> {
+        let sandbox = self.find(reference)?;
+        self.pack(reference, &sandbox, Pack::Files, cold, report, sink)
+            .await
+    }
+
+    /// What a sandbox has changed of its image's files: `A`, `C` or `D` and the path, which a guest chose, each.
+    ///
+    /// # Errors
+    /// As [`Self::export`].
+    pub async fn diff(
+        &self,
+        reference: &str,
+        cold: bool,
+        report: &mut dyn FnMut(Report),
+    ) -> Result<Vec<(char, String)>, Error> {
+        let sandbox = self.find(reference)?;
+        let mut bytes = Vec::new();
+        let mut sink = |piece: &[u8]| {
+            if bytes.len() + piece.len() > CHANGES_BYTES_MAX {
+                return Err(Error::Pack {
+                    name: reference.to_owned(),
+                    reason: "it has changed too many files to list them".to_owned(),
+                });
+            }
+            bytes.extend_from_slice(piece);
+            Ok(())
+        };
+        self.pack(reference, &sandbox, Pack::Changes, cold, report, &mut sink)
+            .await?;
+        let lines = bytes.split(|&byte| byte == 0).filter(|line| !line.is_empty());
+        Ok(lines
+            .filter_map(|line| {
+                let text = String::from_utf8_lossy(line);
+                let kind = text.chars().next().filter(|kind| "ACD".contains(*kind))?;
+                Some((kind, text[1..].to_owned()))
+            })
+            .collect())
+    }
+
+    /// Makes an image of a sandbox: its image, with a layer of what it has changed, and its configuration.
+    ///
+    /// # Errors
+    /// As [`Self::export`], and [`Error::Image`].
+    pub async fn commit(
+        &self,
+        reference: &str,
+        options: &CommitOptions,
+        cold: bool,
+        report: &mut dyn FnMut(Report),
+    ) -> Result<Image, Error> {
+        let sandbox = self.find(reference)?;
+        let base = self.image_of(&sandbox)?;
+        let document = self.store.config_document(&base)?;
+        let incoming = self.store.incoming()?;
+        let mut writer = incoming.begin_blob(None)?;
+        let mut sink = |piece: &[u8]| {
+            let limit = MaxImageSize::DEFAULT;
+            if writer.size() + piece.len() as u64 > limit.bytes() {
+                return Err(Error::Pack {
+                    name: reference.to_owned(),
+                    reason: format!("its changes have more than {limit}"),
+                });
+            }
+            Ok(writer.write(piece)?)
+        };
+        self.pack(reference, &sandbox, Pack::Layer, cold, report, &mut sink)
+            .await?;
+        let blob = writer.finish()?;
+        let composition = Composition {
+            base: Some((&base, document)),
+            run: run_config(&sandbox.config),
+            changes: &options.changes,
+            author: &options.author,
+            message: &options.message,
+            created_by: &sandbox.config.args().join(" "),
+            created: Timestamp::now().to_string(),
+            names: options.name.iter().cloned().collect(),
+        };
+        // What is not compressed has one digest.
+        let diff_id = blob.digest;
+        let found = composition.assemble(&incoming, NewLayer { blob, diff_id })?;
+        let image = found.image.clone();
+        Ok(incoming.publish(&[found])?.pop().unwrap_or(image))
+    }
+
+    fn image_of(&self, sandbox: &Sandbox) -> Result<Image, Error> {
+        let gone = || Error::ImageGone(sandbox.config.image.clone());
+        self.store.resolve(&sandbox.config.image_id)?.ok_or_else(gone)
+    }
+
+    async fn pack(
+        &self,
+        reference: &str,
+        sandbox: &Sandbox,
+        what: Pack,
+        cold: bool,
+        report: &mut dyn FnMut(Report),
+        sink: Sink<'_>,
+    ) -> Result<(), Error> {
+        needs_vm(sandbox, reference, "packed")?;
+        let image = self.image_of(sandbox)?;
+        let options = unpack::Options {
+            cold,
+            ..unpack::Options::default()
+        };
+        let (unpacked, _) =
+            unpack::ensure(&self.paths, &self.host, &self.store, &image, options, report).await?;
+        let files = Files {
+            name: reference.to_owned(),
+            image: unpacked,
+            disk: self.copy_disk(reference, sandbox).await?,
+            // An archive of all files has directories for the mounts, as an image has.
+            hidden: if what == Pack::Files {
+                Vec::new()
+            } else {
+                spec::covered()
+            },
+        };
+        pack::pack(&self.paths, &self.host, &files, what, cold, report, sink).await
+    }
+
+    /// A copy of a sandbox's disk, without a name: of one that runs as it is between two writes.
+    async fn copy_disk(&self, reference: &str, sandbox: &Sandbox) -> Result<File, Error> {
+        let id = sandbox.id();
+        for _ in 0..LOCK_TRIES {
+            if self.registry.load(id)?.supervised {
+                let workspace = self.snapshots().workspace()?;
+                let request = Request::CopyDisk {
+                    workspace: workspace.name(),
+                };
+                match self.ask(id, &request).await? {
+                    Some(Reply::Done) => {
+                        let path = workspace.path().join(DISK);
+                        let file = File::options().read(true).write(true).open(&path);
+                        return file.map_err(Error::file("open", &path));
+                    }
+                    Some(Reply::Failed { message, .. }) => {
+                        return Err(Error::Pack {
+                            name: reference.to_owned(),
+                            reason: message,
+                        });
+                    }
+                    // It has ended meanwhile.
+                    _ => {}
+                }
+            } else if let Some(lock) = Lock::try_take(&self.registry.directory(id).lock())? {
+                // Nobody starts it while it is copied.
+                let (from, paths) = (self.registry.directory(id).disk(), self.paths.clone());
+                let copy = move || {
+                    let _lock = lock;
+                    let source = match File::open(&from) {
+                        // It was never started.
+                        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                            let blank = disk::blank(&paths)?;
+                            File::open(&blank).map_err(Error::file("open", &blank))?
+                        }
+                        opened => opened.map_err(Error::file("open", &from))?,
+                    };
+                    disk::copy_unnamed(&source, &paths.templates())
+                };
+                return spawn_blocking(copy)
+                    .await
+                    .unwrap_or_else(|e| Err(Error::Runtime(io::Error::other(e))));
+            }
+            tokio::time::sleep(LOCK_REST).await;
+        }
+        Err(Error::AlreadyRunning(reference.to_owned()))
+    }
+}
+
+/// What a sandbox was started with, as an image's configuration says it.
+fn run_config(config: &Config) -> Map<String, Value> {
+    // The name of this one sandbox is nothing for those that are made of the image.
+    let own = format!("HOSTNAME={}", config.hostname);
+    let env: Vec<&String> = config.env.iter().filter(|entry| **entry != own).collect();
+    let ports: Map<String, Value> = config
+        .exposed_ports
+        .iter()
+        .map(|port| (port.clone(), json!({})))
+        .collect();
+    let list = |items: &[String]| {
+        if items.is_empty() {
+            Value::Null
+        } else {
+            json!(items)
+        }
+    };
+    let mut run = Map::new();
+    run.insert("Entrypoint".into(), list(&config.entrypoint));
+    run.insert("Cmd".into(), list(&config.command));
+    run.insert("Env".into(), json!(env));
+    run.insert("WorkingDir".into(), config.working_dir.clone().into());
+    run.insert("User".into(), config.user.clone().into());
+    run.insert("Labels".into(), json!(config.labels));
+    if !ports.is_empty() {
+        run.insert("ExposedPorts".into(), ports.into());
+    }
+    run
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{SandboxId, test_support::config};
+
+    #[test]
+    fn a_sandbox_s_own_name_does_not_get_into_an_image() {
+        let mut config = config(SandboxId::random().unwrap(), "x".into());
+        config.env = vec![format!("HOSTNAME={}", config.hostname), "A=b".into()];
+        config.command = vec!["/run".into()];
+        config.entrypoint = Vec::new();
+        let run = run_config(&config);
+        assert_eq!(run["Env"], json!(["A=b"]));
+        assert_eq!(
+            (&run["Cmd"], &run["Entrypoint"]),
+            (&json!(["/run"]), &Value::Null)
+        );
+    }
+}

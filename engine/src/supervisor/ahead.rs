@@ -1,0 +1,168 @@
+//! A VMM that is started before anyone knows what for: it takes as long to come up as everything that has to be looked up
+//! for it, and on another CPU.
+
+use std::{
+    cell::RefCell,
+    ffi::{OsStr, OsString},
+    fs::File,
+    os::fd::AsFd,
+    path::PathBuf,
+    rc::Rc,
+};
+
+use brig_protocol::vmm::Command;
+
+use crate::{
+    Error, Paths,
+    cell::HostIds,
+    guest::Saved,
+    host::Host,
+    kvm,
+    sandbox::Config,
+    template::{Cache, Found, Ingredients, Shape},
+    vmm::{Spawn, Vmm, VmmError},
+};
+
+/// What a supervisor is likely to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Likely {
+    /// A guest, from a template of this shape when there is one.
+    Vm(Option<Shape>),
+    /// A cell.
+    Cell,
+}
+
+/// Stands for [`Likely::Cell`] on the supervisor's command line.
+const CELL: &str = "container";
+
+impl Likely {
+    /// As it stands on the supervisor's command line.
+    pub fn words(self) -> Vec<String> {
+        match self {
+            Self::Vm(None) => Vec::new(),
+            Self::Vm(Some(shape)) => vec![shape.vcpus.to_string(), format!("{}m", shape.memory.get())],
+            Self::Cell => vec![CELL.to_owned()],
+        }
+    }
+
+    /// What the words of a command line say. A size that makes no sense is none: nothing is prepared then.
+    pub fn from_words(words: &[OsString]) -> Option<Self> {
+        match words {
+            [] => Some(Self::Vm(None)),
+            [word] => (word == CELL).then_some(Self::Cell),
+            [vcpus, memory] => Some(Self::Vm(shape(vcpus, memory))),
+            _ => None,
+        }
+    }
+}
+
+fn shape(vcpus: &OsStr, memory: &OsStr) -> Option<Shape> {
+    Some(Shape {
+        vcpus: vcpus.to_str()?.parse().ok()?,
+        memory: memory.to_str()?.parse().ok()?,
+    })
+}
+
+/// A host with a VMM in stock. That ends with this, when nobody has taken it.
+pub(super) struct Ahead<'a> {
+    host: &'a dyn Host,
+    vmm: RefCell<Option<Vmm>>,
+    cell: RefCell<Option<Vmm>>,
+}
+
+impl<'a> Ahead<'a> {
+    /// Starts a VMM. When that fails, the one who needs it tries again and is told why.
+    pub fn new(host: &'a dyn Host) -> Self {
+        Self {
+            host,
+            vmm: RefCell::new(host.spawn().ok()),
+            cell: RefCell::new(None),
+        }
+    }
+
+    /// The same with a cell in stock.
+    pub fn with_cell(host: &'a dyn Host) -> Self {
+        Self {
+            host,
+            vmm: RefCell::new(None),
+            cell: RefCell::new(host.spawn_cell().ok()),
+        }
+    }
+}
+
+impl Ahead<'_> {
+    /// Has the VMM map the memory of the template for `shape`, which its guest is likely to be restored from. Whatever goes
+    /// wrong is left for the start.
+    pub async fn map(&self, paths: &Paths, shape: Shape) {
+        let Some(channel) = self.vmm.borrow().as_ref().map(|vmm| Rc::clone(&vmm.channel)) else {
+            return;
+        };
+        let ingredients = kvm::remembered(paths).map(|kind| Ingredients::gather(paths, kind, shape));
+        let Some(Ok(ingredients)) = ingredients else {
+            return;
+        };
+        if let Found::Template(template) = Cache::new(paths).find(&ingredients)
+            && let Saved {
+                memory,
+                pages: Some(pages),
+                ..
+            } = &template.saved
+        {
+            let _ = channel
+                .send(&Command::MapAhead, &[memory.as_fd(), pages.as_fd()])
+                .await;
+        }
+    }
+}
+
+impl Spawn for Ahead<'_> {
+    fn spawn(&self) -> Result<Vmm, VmmError> {
+        match self.vmm.take() {
+            Some(vmm) => Ok(vmm),
+            None => self.host.spawn(),
+        }
+    }
+}
+
+impl Host for Ahead<'_> {
+    fn kvm(&self) -> Result<File, Error> {
+        self.host.kvm()
+    }
+
+    fn image(&self, config: &Config) -> Result<File, Error> {
+        self.host.image(config)
+    }
+
+    fn spawn_cell(&self) -> Result<Vmm, VmmError> {
+        match self.cell.take() {
+            Some(cell) => Ok(cell),
+            None => self.host.spawn_cell(),
+        }
+    }
+
+    fn image_directory(&self, config: &Config, ids: &HostIds) -> Result<PathBuf, Error> {
+        self.host.image_directory(config, ids)
+    }
+
+    fn complain_to(&self, log: File) -> Result<(), Error> {
+        self.host.complain_to(log)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::FakeVmm;
+
+    #[tokio::test]
+    async fn the_vmm_in_stock_is_used_once() {
+        let fake = FakeVmm::new(drop);
+        let ahead = Ahead::new(&fake);
+        assert_eq!(fake.spawned(), 1);
+        let first = ahead.spawn().unwrap();
+        assert_eq!(fake.spawned(), 1);
+        let second = ahead.spawn().unwrap();
+        assert_eq!(fake.spawned(), 2);
+        drop((first, second));
+    }
+}

@@ -1,0 +1,62 @@
+//! A sandbox on the host's kernel: a cell where others have a guest.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, chown},
+};
+
+use super::start::{Start, Started};
+use crate::{
+    Error,
+    cell::{Cgroups, HostIds},
+    clock::Timing,
+    guest::{CellPlan, Guest},
+    snapshot::Layout,
+    spec::cell_spec,
+    turns,
+};
+
+impl Start<'_> {
+    /// Makes a cell and starts the process in it. Dropping the future kills it.
+    pub(super) async fn enter(&self, timing: &mut Timing) -> Result<Started, Error> {
+        let ids = HostIds::look_up();
+        ids.check()?;
+        let plan = CellPlan {
+            image: self.host.image_directory(self.config, &ids)?,
+            layer: self.layer(&ids)?,
+            ids: ids.map().clone(),
+            cgroups: Cgroups::create(&self.config.id, &self.config.limits)?,
+        };
+        let spec = cell_spec(self.config, &ids, self.size);
+        // Held until the process runs.
+        let _turn = turns::take(self.paths).await;
+        let mut guest = Guest::enter(self.host, plan, self.console()?, timing).await?;
+        let streams = match self.start_process(&mut guest, spec, false, timing).await {
+            Ok(Ok(streams)) => streams,
+            Ok(Err(failed)) => {
+                guest.vmm.kill().await;
+                return Err(failed);
+            }
+            Err(failure) => return Err(guest.explain(failure).await),
+        };
+        Ok(Started {
+            guest,
+            streams,
+            layout: Layout::Booted,
+            image_bytes: 0,
+        })
+    }
+
+    /// The directory of the writable layer, which is the sandbox's root's.
+    fn layer(&self, ids: &HostIds) -> Result<std::path::PathBuf, Error> {
+        let path = self.directory.layer();
+        match fs::DirBuilder::new().mode(0o700).create(&path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made.map_err(Error::file("make", &path))?,
+        }
+        if let Some(root) = ids.root() {
+            chown(&path, Some(root), Some(root)).map_err(Error::file("give away", &path))?;
+        }
+        Ok(path)
+    }
+}

@@ -1,0 +1,98 @@
+//! A sandbox of a snapshot at its first start: it goes on where the saved one was, with its process running already.
+
+use std::fs::{self, File};
+
+use brig_protocol::agent::Identity;
+
+use super::start::{Start, Streams, open_disk, whole};
+use crate::{
+    Error,
+    clock::{Stage, Timing},
+    disk::{self, DISK_BYTES},
+    error::{chain, one_line},
+    guest::{Disk, Guest, Kvm, Origin, SavedGuest},
+    snapshot::{Layout, Snapshot, Snapshots},
+    spec::files,
+};
+
+/// Most characters of a kernel's release.
+const KERNEL_TEXT: usize = 64;
+
+impl Start<'_> {
+    /// Goes on from a snapshot: the process runs already.
+    pub(super) async fn resume(
+        &self,
+        name: &str,
+        kvm: &Kvm,
+        image: File,
+        timing: &mut Timing,
+    ) -> Result<(Guest, Streams, Layout), Error> {
+        let snapshot = Snapshots::new(self.paths).open(name)?;
+        let layout = snapshot.record.layout;
+        if image.metadata().map_err(Error::Runtime)?.len() != snapshot.record.image_bytes {
+            let reason = format!("needs the image {} as it was unpacked then", self.config.image);
+            return Err(Error::snapshot(name, reason));
+        }
+        disk::copy_whole(&snapshot.disk, &self.directory.disk())?;
+        let gone_on = self.go_on(snapshot, kvm, image, timing).await;
+        if gone_on.is_err() {
+            // The next start is the first again.
+            let _ = fs::remove_file(self.directory.disk());
+        }
+        match gone_on {
+            Ok((guest, streams)) => Ok((guest, streams, layout)),
+            Err(Error::Vmm(e)) if e.is_of_spawn() => Err(e.into()),
+            Err(e) => Err(Error::snapshot(name, format!("cannot go on here: {}", chain(&e)))),
+        }
+    }
+
+    async fn go_on(
+        &self,
+        snapshot: Snapshot,
+        kvm: &Kvm,
+        image: File,
+        timing: &mut Timing,
+    ) -> Result<(Guest, Streams), Error> {
+        let disks = self.snapshot_disks(image, snapshot.record.layout)?;
+        let (near, far) = Streams::pairs(self.config.stdin, self.config.tty)?;
+        let plan = SavedGuest {
+            saved: snapshot.saved,
+            disks,
+            streams: far,
+            identity: Some(Identity {
+                hostname: self.config.hostname.clone(),
+                files: files(self.config.id.as_str(), &self.config.hostname),
+            }),
+            origin: Origin::Snapshot,
+            kernel: one_line(&snapshot.record.kernel, KERNEL_TEXT),
+        };
+        let mut guest = Guest::restore(self.host, kvm, plan, self.console()?, timing).await?;
+        if let Err(failure) = guest.awake(timing).await {
+            return Err(guest.explain(failure).await);
+        }
+        if self.count {
+            guest.count(Stage::Ready, timing).await;
+        }
+        Ok((guest, near))
+    }
+
+    fn snapshot_disks(&self, image: File, layout: Layout) -> Result<Vec<Disk>, Error> {
+        let image = whole(image, false)?;
+        let own = whole(open_disk(&self.directory.disk())?, true)?;
+        Ok(match layout {
+            Layout::Booted => vec![image, own],
+            Layout::Fresh => vec![image.in_slot(), own, Disk::empty_slot(true)],
+            Layout::Used => {
+                // The guest has it mounted, and nothing in it uses it: its length is all that has to be right.
+                let directory = self.directory.path();
+                let make = || {
+                    let file = tempfile::tempfile_in(directory)?;
+                    file.set_len(DISK_BYTES)?;
+                    Disk::whole(file, true)
+                };
+                let mounted = make().map_err(Error::file("make a file in", directory))?;
+                vec![image.in_slot(), mounted, own.in_slot()]
+            }
+        })
+    }
+}
