@@ -1,19 +1,27 @@
 //! The command line: Docker's words where there are such.
 
+mod images;
 mod saved;
 
-use std::{path::PathBuf, process};
+use std::{ffi::OsString, path::PathBuf, process, time::Duration};
 
 use brig_engine::{
+    Isolation,
     error::CODE_BRIG,
     port::{self, PublishedPort},
     resources::{Cpus, MemoryMib},
     signal::Signal,
 };
-use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use brig_image_store::{MaxImageSize, Platform};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
-pub use self::saved::*;
+use self::images::{
+    COMMIT_EXAMPLES, DIFF_EXAMPLES, EXPORT_EXAMPLES, IMAGE_EXAMPLES, IMPORT_EXAMPLES, LIST_EXAMPLES,
+    LOAD_EXAMPLES, REMOVE_EXAMPLES, SAVE_EXAMPLES, TAG_EXAMPLES,
+};
 use self::saved::{FORK_EXAMPLES, SNAPSHOT_EXAMPLES, TEMPLATE_EXAMPLES};
+pub use self::{images::*, saved::*};
+use crate::{detach::DetachKeys, durations};
 
 /// Run an untrusted image in a microVM of its own
 #[derive(Debug, Parser)]
@@ -30,6 +38,7 @@ Examples:
   brig ps                                      what runs
   brig logs -f web                             what it writes
   brig stop web && brig rm web                 end it
+  brig pull nginx                              download an image
   brig load -i image.tar                       take in an image from `docker save`
 
 Files are in $BRIG_ROOT (/var/lib/brig for root, ~/.local/share/brig for others).";
@@ -51,12 +60,25 @@ pub enum Command {
               override_usage = "brig run [OPTIONS] IMAGE [COMMAND] [ARGUMENT]...")]
     Run(Box<Run>),
     /// List sandboxes
+    #[command(after_help = PS_EXAMPLES)]
     Ps(Ps),
     /// Stop sandboxes: send the stop signal, and SIGKILL when that is not enough
     Stop(Stop),
+    /// Stop sandboxes and start them again
+    Restart(Restart),
+    /// Give a sandbox another name
+    Rename(Rename),
     /// Start stopped sandboxes
+    #[command(after_help = START_EXAMPLES)]
     Start(Start),
+    /// Run a command in a running sandbox
+    #[command(after_help = EXEC_EXAMPLES, override_usage = "brig exec [OPTIONS] SANDBOX COMMAND [ARGUMENT]...")]
+    Exec(Exec),
+    /// Show what a running sandbox writes from now on, and type to it
+    #[command(after_help = ATTACH_EXAMPLES)]
+    Attach(Attach),
     /// Show what a sandbox has written
+    #[command(after_help = LOGS_EXAMPLES)]
     Logs(Logs),
     /// Remove sandboxes and their files
     Rm(Rm),
@@ -65,13 +87,44 @@ pub enum Command {
     /// Send a signal to running sandboxes
     Kill(Kill),
     /// Show everything about sandboxes, as JSON
-    Inspect(Sandboxes),
+    #[command(after_help = INSPECT_EXAMPLES)]
+    Inspect(Inspect),
     /// List the published ports of a sandbox
     Port(Port),
     /// List images
+    #[command(after_help = LIST_EXAMPLES)]
     Images(Images),
+    /// Remove names and images
+    #[command(after_help = REMOVE_EXAMPLES)]
+    Rmi(Rmi),
+    /// Give an image another name
+    #[command(after_help = TAG_EXAMPLES)]
+    Tag(Tag),
     /// Load images from an archive: `docker save`, or an OCI layout
+    #[command(after_help = LOAD_EXAMPLES)]
     Load(Load),
+    /// Write images to an archive
+    #[command(after_help = SAVE_EXAMPLES)]
+    Save(Save),
+    /// Make an image of a tar archive of files
+    #[command(after_help = IMPORT_EXAMPLES)]
+    Import(Import),
+    /// Show what an image was made of
+    History(History),
+    /// Write the files of a sandbox to a tar archive
+    #[command(after_help = EXPORT_EXAMPLES)]
+    Export(Export),
+    /// Make an image of what a sandbox has changed
+    #[command(after_help = COMMIT_EXAMPLES)]
+    Commit(Commit),
+    /// List the files that a sandbox has changed
+    #[command(after_help = DIFF_EXAMPLES)]
+    Diff(Diff),
+    /// Manage images
+    #[command(subcommand, after_help = IMAGE_EXAMPLES)]
+    Image(Image),
+    #[command(flatten)]
+    Registry(Registry),
     /// Save running sandboxes, and manage what was saved
     #[command(subcommand, after_help = SNAPSHOT_EXAMPLES)]
     Snapshot(Snapshot),
@@ -86,6 +139,51 @@ pub enum Command {
     System(System),
     /// Show the version
     Version,
+    /// Print what a shell needs to complete brig's commands
+    #[command(after_help = COMPLETION_EXAMPLES)]
+    Completion(Completion),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Manual(Manual),
+}
+
+/// The commands that another program has, with its options and its help; see [`crate::commands::registry`].
+#[derive(Debug, Subcommand)]
+pub enum Registry {
+    /// Download an image from a registry
+    #[command(disable_help_flag = true)]
+    Pull(Handed),
+    /// Upload an image to a registry
+    #[command(disable_help_flag = true)]
+    Push(Handed),
+    /// Keep a name and a password for a registry
+    #[command(disable_help_flag = true)]
+    Login(Handed),
+    /// Forget the name and the password for a registry
+    #[command(disable_help_flag = true)]
+    Logout(Handed),
+    /// Look for images in a registry
+    #[command(disable_help_flag = true)]
+    Search(Handed),
+}
+
+/// Words that are handed over as they are.
+#[derive(Debug, Args)]
+pub struct Handed {
+    /// Everything behind the command.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub words: Vec<OsString>,
+}
+
+/// When `run` pulls the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PullPolicy {
+    /// Each time: the registry may have a newer one.
+    Always,
+    /// When it is not in the store.
+    Missing,
+    /// Never.
+    Never,
 }
 
 const RUN_EXAMPLES: &str = "\
@@ -96,7 +194,33 @@ Examples:
   brig run --rm busybox uname -a
   brig run -d -p 127.0.0.1:8080:80 --name web welcome
   echo hello | brig run --rm -i busybox wc -c
+  brig run --rm -it debian-slim bash               with a terminal; ctrl-p ctrl-q leaves it running
+  brig run --rm --isolation container busybox uname -a
   brig run --rm -m 1g --cpus 2 -e DEBUG=1 -u 1000:1000 IMAGE COMMAND";
+
+const EXEC_EXAMPLES: &str = "\
+Exit codes are Docker's: 126 when the command cannot be executed, 127 when it is not there, 1 when brig itself fails, otherwise
+the command's own. A command whose terminal goes away is hung up on.
+
+Examples:
+  brig exec web ls -l /
+  brig exec -it web sh
+  echo 'select 1' | brig exec -i -u postgres db psql
+  brig exec -d -e LEVEL=debug -w /srv web ./collect";
+
+const ATTACH_EXAMPLES: &str = "\
+Ends with the sandbox and its exit code, or when ctrl-p ctrl-q is typed, which leaves the sandbox running (with a
+terminal only).
+
+Examples:
+  brig attach shell
+  brig attach --no-stdin --sig-proxy=false web
+  brig attach --detach-keys ctrl-x,x shell";
+
+const START_EXAMPLES: &str = "\
+Examples:
+  brig start web db
+  brig start -ai shell";
 
 /// Options of `run`.
 #[derive(Debug, Args)]
@@ -110,15 +234,52 @@ pub struct Run {
     /// Pass standard input on
     #[arg(short, long)]
     pub interactive: bool,
+    /// Give the process a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// The keys that leave the sandbox running: ctrl-p,ctrl-q otherwise
+    #[arg(long, value_name = "KEYS")]
+    pub detach_keys: Option<DetachKeys>,
+    /// Pass signals on to the process
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub sig_proxy: bool,
     /// Publish a TCP port: 8080:80, 127.0.0.1:8080:80, 80 (a free port), 8080-8082:80-82
     #[arg(short, long, value_name = "[[IP:]PORT:]PORT", value_parser = parse_ports)]
     pub publish: Vec<Ports>,
+    /// Publish each TCP port that the image exposes at a free port
+    #[arg(short = 'P', long)]
+    pub publish_all: bool,
+    /// Check with this line of shell whether the sandbox is well
+    #[arg(long, value_name = "COMMAND")]
+    pub health_cmd: Option<String>,
+    /// Time between two checks: 30s
+    #[arg(long, value_name = "DURATION", value_parser = durations::parse)]
+    pub health_interval: Option<Duration>,
+    /// Time that a check may take: 30s
+    #[arg(long, value_name = "DURATION", value_parser = durations::parse)]
+    pub health_timeout: Option<Duration>,
+    /// Time after the start in which failures do not count: 0s
+    #[arg(long, value_name = "DURATION", value_parser = durations::parse)]
+    pub health_start_period: Option<Duration>,
+    /// Time between two checks until then: 5s
+    #[arg(long, value_name = "DURATION", value_parser = durations::parse)]
+    pub health_start_interval: Option<Duration>,
+    /// Failures in a row that make it unhealthy: 3
+    #[arg(long, value_name = "NUMBER")]
+    pub health_retries: Option<u32>,
+    /// No checks, whatever the image says
+    #[arg(long)]
+    pub no_healthcheck: bool,
     /// Name of the sandbox; a random one otherwise
     #[arg(long)]
     pub name: Option<String>,
     /// Set an environment variable; without a value the one that brig itself has
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
+    /// Read environment variables from a file
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
     /// Working directory
     #[arg(short, long, value_name = "PATH")]
     pub workdir: Option<String>,
@@ -128,12 +289,19 @@ pub struct Run {
     /// Run this program in the place of the image's
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<String>,
-    /// Memory of the guest: 512m (the default), 1g
+    /// What walls the sandbox off: vm, a microVM with its own kernel, or container, namespaces on this host's; vm when
+    /// $BRIG_ISOLATION says nothing
+    #[arg(long, value_name = "vm|container")]
+    pub isolation: Option<Isolation>,
+    /// Memory of the guest: 512m (the default), 1g; the most that a container may use
     #[arg(short, long, value_name = "BYTES")]
     pub memory: Option<MemoryMib>,
-    /// Number of CPUs: 1 (the default), 1.5
+    /// Number of CPUs: 1 (the default), 1.5; a container has all unless this says otherwise
     #[arg(long, value_name = "NUMBER")]
     pub cpus: Option<Cpus>,
+    /// Most processes and threads
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    pub pids_limit: Option<u64>,
     /// Hostname; the start of the id otherwise
     // No `-h` for the help in this command: with Docker it is the hostname.
     #[arg(short = 'h', long, value_name = "NAME")]
@@ -144,11 +312,32 @@ pub struct Run {
     /// Set a label
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub label: Vec<String>,
+    /// Read labels from a file, one a line
+    #[arg(long, value_name = "FILE")]
+    pub label_file: Vec<PathBuf>,
+    /// Write the sandbox's id to this file, which must not be there
+    #[arg(long, value_name = "FILE")]
+    pub cidfile: Option<PathBuf>,
+    /// Pull the image from its registry before it is run
+    #[arg(long, value_name = "WHEN", default_value = "missing")]
+    pub pull: PullPolicy,
+    /// No progress while the image is pulled
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// The platform that the image is for: linux/amd64, the only one that brig runs
+    #[arg(long, value_name = "OS/ARCH")]
+    pub platform: Option<Platform>,
+    /// Refuse an image whose layers have more bytes than this, or that is larger when it is unpacked
+    #[arg(long, value_name = "BYTES", default_value_t)]
+    pub max_image_size: MaxImageSize,
     /// Boot the guest, now and at each later start, template or not
     #[arg(long)]
     pub no_template: bool,
     /// Go on from a snapshot: image, command and size of the guest are the saved sandbox's
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["env", "workdir", "user", "entrypoint", "memory", "cpus",
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["isolation", "pids_limit", "env", "env_file", "tty", "publish_all", "health_cmd",
+          "health_interval", "health_timeout", "health_start_period", "health_start_interval", "health_retries", "no_healthcheck",
+          "workdir", "user",
+          "entrypoint", "memory", "cpus",
           "no_template", "words"])]
     pub snapshot: Option<String>,
     /// Print where the time went; `full`: and what the guest cost until then
@@ -187,12 +376,109 @@ fn parse_ports(text: &str) -> Result<Ports, port::PortError> {
     port::parse(text).map(Ports)
 }
 
+const PS_EXAMPLES: &str = "\
+Filters: id, name, label=NAME[=VALUE], exited=CODE, status=created|running|exited, ancestor=IMAGE, publish=PORT,
+before=SANDBOX, since=SANDBOX. Several of one kind are alternatives, but labels.
+A format is `table`, `json`, or a template of .ID .Image .Command .CreatedAt .RunningFor .Status .State .Isolation .Ports .Names .Size
+.Labels and {{.Label \"NAME\"}}, with `table ` before it for a heading.
+
+Examples:
+  brig ps -a --filter status=exited --filter ancestor=nginx
+  brig ps --format 'table {{.Names}}\\t{{.Status}}'
+  brig rm $(brig ps -aq --filter exited=0)";
+
+const LOGS_EXAMPLES: &str = "\
+A time is an age (10m, 1h30m), a date, a time with its zone, or seconds since 1970.
+
+Examples:
+  brig logs -f --tail 20 web
+  brig logs -t --since 10m --until 2026-01-31T12:00:00Z web";
+
+const COMPLETION_EXAMPLES: &str = "\
+Examples:
+  source <(brig completion bash)
+  brig completion zsh >~/.zfunc/_brig
+  brig completion fish >~/.config/fish/completions/brig.fish";
+
+/// Options of `completion`.
+#[derive(Debug, Args)]
+pub struct Completion {
+    /// The shell
+    pub shell: Shell,
+}
+
+/// The shells that commands are completed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// bash.
+    Bash,
+    /// zsh.
+    Zsh,
+    /// fish.
+    Fish,
+}
+
+impl From<Shell> for clap_complete::Shell {
+    fn from(shell: Shell) -> Self {
+        match shell {
+            Shell::Bash => Self::Bash,
+            Shell::Zsh => Self::Zsh,
+            Shell::Fish => Self::Fish,
+        }
+    }
+}
+
+/// Options of `manual`.
+#[derive(Debug, Args)]
+pub struct Manual {
+    /// Where they are written to
+    pub directory: PathBuf,
+}
+
+/// Options of `rename`.
+#[derive(Debug, Args)]
+pub struct Rename {
+    /// Id, name, or the start of an id
+    pub sandbox: String,
+    /// The new name
+    pub name: String,
+}
+
+/// Options of `restart`.
+#[derive(Debug, Args)]
+pub struct Restart {
+    /// Seconds until SIGKILL; -1 waits for ever
+    #[arg(short, long, alias = "timeout", default_value_t = 10, allow_negative_numbers = true, value_name = "SECONDS",
+          value_parser = clap::value_parser!(i32).range(-1..))]
+    pub time: i32,
+    /// Signal to send in the place of the sandbox's own
+    #[arg(short, long)]
+    pub signal: Option<Signal>,
+    #[command(flatten)]
+    pub sandboxes: Sandboxes,
+}
+
 /// Options of `ps`.
 #[derive(Debug, Args)]
 pub struct Ps {
     /// Also those that do not run
     #[arg(short, long)]
     pub all: bool,
+    /// Only those that this is true of
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub filter: Vec<String>,
+    /// How to print them
+    #[arg(long, value_name = "FORMAT", conflicts_with = "quiet")]
+    pub format: Option<String>,
+    /// Only so many that were made last, running or not
+    #[arg(short = 'n', long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub last: Option<i64>,
+    /// Only the one that was made last, running or not
+    #[arg(short, long)]
+    pub latest: bool,
+    /// Show what they take from the disk
+    #[arg(short, long)]
+    pub size: bool,
     /// Only ids
     #[arg(short, long)]
     pub quiet: bool,
@@ -221,11 +507,86 @@ pub struct Start {
     /// Show what the sandbox writes, forward signals, and exit with its code
     #[arg(short, long)]
     pub attach: bool,
+    /// Pass standard input on, if the sandbox was made with it
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// The keys that leave the sandbox running: ctrl-p,ctrl-q otherwise
+    #[arg(long, value_name = "KEYS")]
+    pub detach_keys: Option<DetachKeys>,
+    /// Pass signals on to the process
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub sig_proxy: bool,
     /// Boot the guests this time, template or not
     #[arg(long)]
     pub no_template: bool,
     #[command(flatten)]
     pub sandboxes: Sandboxes,
+}
+
+impl Start {
+    /// What `brig start SANDBOX` means.
+    pub fn of(sandbox: &str) -> Option<Self> {
+        match Arguments::try_parse_from(["brig", "start", "--", sandbox])
+            .ok()?
+            .command
+        {
+            Command::Start(start) => Some(start),
+            _ => None,
+        }
+    }
+}
+
+/// Options of `exec`.
+#[derive(Debug, Args)]
+pub struct Exec {
+    /// Run in the background
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Set an environment variable; without a value the one that brig itself has
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Read environment variables from a file
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// User and group: NAME, UID, NAME:GROUP, UID:GID; the sandbox's otherwise
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Working directory; the sandbox's otherwise
+    #[arg(short, long, value_name = "PATH")]
+    pub workdir: Option<String>,
+    /// Give the command every capability
+    #[arg(long)]
+    pub privileged: bool,
+    /// The keys that leave the command running: ctrl-p,ctrl-q otherwise
+    #[arg(long, value_name = "KEYS")]
+    pub detach_keys: Option<DetachKeys>,
+    /// The sandbox, then the command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "SANDBOX COMMAND")]
+    pub words: Vec<String>,
+}
+
+/// Options of `attach`.
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// Do not pass standard input on
+    #[arg(long)]
+    pub no_stdin: bool,
+    /// Pass signals on to the process
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub sig_proxy: bool,
+    /// The keys that leave the sandbox running: ctrl-p,ctrl-q otherwise
+    #[arg(long, value_name = "KEYS")]
+    pub detach_keys: Option<DetachKeys>,
+    /// Id, name, or the start of an id
+    pub sandbox: String,
 }
 
 /// Options of `logs`.
@@ -241,6 +602,12 @@ pub struct Logs {
     /// Show when each line was written
     #[arg(short, long)]
     pub timestamps: bool,
+    /// Only what was written at this time or later
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Only what was written at this time or earlier
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
     /// Id, name, or the start of an id
     pub sandbox: String,
 }
@@ -286,6 +653,23 @@ pub struct Sandboxes {
     pub sandboxes: Vec<String>,
 }
 
+/// Options of `inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// Ids, names, or starts of ids
+    #[arg(required = true, value_name = "SANDBOX")]
+    pub sandboxes: Vec<String>,
+    /// Show instead what walls the hypervisor of a running sandbox off: users, namespaces, capabilities, filters of system
+    /// calls, limits, all of it read from the kernel
+    #[arg(long)]
+    pub security: bool,
+}
+
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  brig inspect web
+  brig inspect --security web";
+
 /// Options of `port`.
 #[derive(Debug, Args)]
 pub struct Port {
@@ -295,33 +679,42 @@ pub struct Port {
     pub port: Option<String>,
 }
 
-/// Options of `images`.
-#[derive(Debug, Args)]
-pub struct Images {
-    /// Only ids
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// Show ids whole
-    #[arg(long)]
-    pub no_trunc: bool,
-}
-
-/// Options of `load`.
-#[derive(Debug, Args)]
-pub struct Load {
-    /// The archive, or a directory with an OCI layout; standard input otherwise
-    #[arg(short, long, value_name = "FILE")]
-    pub input: Option<PathBuf>,
-    /// No progress
-    #[arg(short, long)]
-    pub quiet: bool,
-}
-
 /// About the host.
 #[derive(Debug, Subcommand)]
 pub enum System {
     /// Show what this host can do, and where brig's files are
     Info,
+    /// Show what brig takes from the disk
+    Df(SystemDf),
+    /// Remove what is not needed: stopped sandboxes, images, what killed processes left
+    #[command(after_help = SYSTEM_PRUNE_EXAMPLES)]
+    Prune(SystemPrune),
+    /// Compare every file of the image store with its digest
+    Check,
+}
+
+const SYSTEM_PRUNE_EXAMPLES: &str = "\
+Examples:
+  brig system prune
+  brig system prune -af";
+
+/// Options of `system df`.
+#[derive(Debug, Args)]
+pub struct SystemDf {
+    /// Each image, sandbox, template and snapshot
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+/// Options of `system prune`.
+#[derive(Debug, Args)]
+pub struct SystemPrune {
+    /// All images that nothing uses, not only those without a name, and all templates
+    #[arg(short, long)]
+    pub all: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub force: bool,
 }
 
 /// Prints what is wrong with the arguments (or the help that they ask for) and ends the process as Docker does.
@@ -336,14 +729,14 @@ pub fn exit(error: &clap::Error) -> ! {
             process::exit(CODE_BRIG)
         }
         _ => {
-            eprintln!("brig: {}", one_line(error));
+            eprintln!("brig: {}", one_line(error, std::env::args().skip(1)));
             process::exit(CODE_BRIG)
         }
     }
 }
 
 /// clap's message without its headline's `error: ` and its usage block.
-fn one_line(error: &clap::Error) -> String {
+fn one_line(error: &clap::Error, words: impl IntoIterator<Item = String>) -> String {
     let text = error.render().to_string();
     let message: Vec<&str> = text
         .lines()
@@ -351,17 +744,31 @@ fn one_line(error: &clap::Error) -> String {
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
         .filter(|line| !line.is_empty())
         .collect();
-    let message = message.join(" ");
+    let message = message.join(" ").replace(" tip: ", "; ");
     format!(
-        "{} (see brig --help)",
-        message.strip_prefix("error: ").unwrap_or(&message)
+        "{} (see {} --help)",
+        message.strip_prefix("error: ").unwrap_or(&message),
+        command_of(words)
     )
+}
+
+/// The command that `words` begin with.
+fn command_of(words: impl IntoIterator<Item = String>) -> String {
+    let all = Arguments::command();
+    let mut command = &all;
+    let mut path = all.get_name().to_owned();
+    for word in words {
+        let Some(next) = command.find_subcommand(&word) else {
+            break;
+        };
+        path.extend([" ", next.get_name()]);
+        command = next;
+    }
+    path
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn run(words: &[&str]) -> Result<Run, clap::Error> {
@@ -441,11 +848,17 @@ mod tests {
             &["--nope", "img"],
             &[],
         ] {
-            let line = one_line(&run(words).unwrap_err());
+            let all = ["run"].iter().chain(words).map(ToString::to_string);
+            let line = one_line(&run(words).unwrap_err(), all);
             assert!(!line.contains('\n') && !line.starts_with("error"), "{line}");
+            assert!(line.ends_with("(see brig run --help)"), "{line}");
         }
-        let line = one_line(&run(&["-m", "1m", "img"]).unwrap_err());
+        let line = one_line(&run(&["-m", "1m", "img"]).unwrap_err(), []);
         assert!(line.contains("too little"), "{line}");
+        let words = ["image", "rmm"].map(String::from);
+        let wrong = Arguments::try_parse_from(["brig", "image", "rmm"]).unwrap_err();
+        let line = one_line(&wrong, words);
+        assert!(line.ends_with("'rm' (see brig image --help)"), "{line}");
     }
 
     #[test]

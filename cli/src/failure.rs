@@ -35,6 +35,14 @@ impl Failure {
         }
     }
 
+    /// A signal has ended the command.
+    pub fn signalled(signal: i32) -> Self {
+        Self {
+            lines: Vec::new(),
+            code: 128 + signal,
+        }
+    }
+
     /// What cannot be done as it was asked for; `run`'s code.
     pub fn usage(line: String) -> Self {
         Self {
@@ -43,10 +51,26 @@ impl Failure {
         }
     }
 
+    /// What is run needs something that another program could not do, and that one has reported why; `run`'s code.
+    pub fn told_of_run() -> Self {
+        Self {
+            lines: Vec::new(),
+            code: CODE_BRIG,
+        }
+    }
+
     /// What a command other than `run` cannot do.
     pub fn command(line: String) -> Self {
         Self {
             lines: vec![line],
+            code: CODE_COMMAND,
+        }
+    }
+
+    /// The same for several reasons.
+    pub fn commands(lines: Vec<String>) -> Self {
+        Self {
+            lines,
             code: CODE_COMMAND,
         }
     }

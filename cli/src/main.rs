@@ -5,18 +5,34 @@
 //! | [`arguments`] | what can be written, and its help |
 //! | [`commands`] | one module a command, or a few that belong together |
 //! | [`foreground`] | a terminal's or a pipe's streams and signals, joined with a sandbox's |
+//! | [`terminal`], [`detach`] | raw mode and size of the terminal; the keys to leave by |
 //! | [`table`], [`text`], [`progress`], [`timing`] | what a person sees |
+//! | [`durations`] | Go's durations |
+//! | [`env_file`] | environment variables in files |
+//! | [`listing`], [`format`] | lists and values as `--format` says |
+//! | [`confirm`], [`output`], [`cidfile`] | asking first; files that are there whole or not at all |
+//! | [`moment`] | times as options write them |
 
 mod arguments;
+mod cidfile;
 mod commands;
+mod confirm;
+mod detach;
+mod durations;
+mod env_file;
 mod failure;
 mod foreground;
+mod format;
+mod listing;
+mod moment;
+mod output;
 mod progress;
 mod table;
+mod terminal;
 mod text;
 mod timing;
 
-use std::{ffi::OsString, process};
+use std::process;
 
 use clap::Parser;
 
@@ -27,15 +43,7 @@ use crate::{
 
 fn main() {
     let began_ns = brig_engine::clock::monotonic_ns();
-    let words: Vec<OsString> = std::env::args_os().collect();
-    if let [_, command, id] = words.as_slice()
-        && command == commands::supervise::COMMAND
-    {
-        // SAFETY: the process has just begun: one thread, and no object that owns a descriptor.
-        let code = unsafe { commands::supervise::run(id) };
-        process::exit(code);
-    }
-    let arguments = Arguments::try_parse_from(words).unwrap_or_else(|e| arguments::exit(&e));
+    let arguments = Arguments::try_parse().unwrap_or_else(|e| arguments::exit(&e));
     // Threads that wait for input must not keep the process from ending, so it ends here.
     process::exit(match run(arguments.command, began_ns) {
         Ok(code) => code,

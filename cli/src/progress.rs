@@ -30,8 +30,21 @@ impl Step {
     /// A step that counts bytes. `quiet` shows nothing.
     pub fn bytes(label: &str, quiet: bool) -> Self {
         let step = Self::new(label, quiet);
+        if !step.bar.is_hidden() {
+            step.bar
+                .set_style(style("{msg} {bar:30} {bytes}/{total_bytes} {elapsed}"));
+        }
+        step
+    }
+
+    /// A step that counts up to `total`; nothing is shown of it but on a terminal.
+    pub fn counted(label: &str, total: u64) -> Self {
+        let mut step = Self::new(label, false);
+        step.lines = false;
         step.bar
-            .set_style(style("{msg} {bar:30} {bytes}/{total_bytes} {elapsed}"));
+            .set_style(style("{spinner} {msg} {pos} of {len} {elapsed}"));
+        step.bar.set_length(total);
+        step.bar.enable_steady_tick(TICK);
         step
     }
 
@@ -40,17 +53,29 @@ impl Step {
     pub fn spinner(label: &str) -> Self {
         let mut step = Self::new(label, false);
         step.lines = false;
-        step.bar.set_style(style("{spinner} {msg} {elapsed}"));
-        step.bar.enable_steady_tick(TICK);
+        step.turn();
         step
     }
 
     /// A step of unknown length that a line is written about when it took long.
     pub fn unknown(label: &str) -> Self {
         let step = Self::new(label, false);
-        step.bar.set_style(style("{spinner} {msg} {elapsed}"));
-        step.bar.enable_steady_tick(TICK);
+        step.turn();
         step
+    }
+
+    /// Has the spinner turn, which takes a thread, where anyone sees it.
+    fn turn(&self) {
+        if !self.bar.is_hidden() {
+            self.bar.set_style(style("{spinner} {msg} {elapsed}"));
+            self.bar.enable_steady_tick(TICK);
+        }
+    }
+
+    /// One more is done. `print` may write to the terminal meanwhile.
+    pub fn count<T>(&self, print: impl FnOnce() -> T) -> T {
+        self.bar.inc(1);
+        self.bar.suspend(print)
     }
 
     /// Writes a line in the middle of the step.
@@ -116,6 +141,7 @@ mod tests {
         for template in [
             "{msg} {bar:30} {bytes}/{total_bytes} {elapsed}",
             "{spinner} {msg} {elapsed}",
+            "{spinner} {msg} {pos} of {len} {elapsed}",
         ] {
             ProgressStyle::with_template(template).unwrap();
         }

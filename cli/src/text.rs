@@ -56,11 +56,26 @@ pub fn command(args: &[String], whole: bool) -> String {
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
-    if whole || text.chars().count() <= COMMAND_CHARACTERS {
-        return format!("\"{text}\"");
+    let text = if whole {
+        text
+    } else {
+        shorten(&text, COMMAND_CHARACTERS)
+    };
+    format!("\"{text}\"")
+}
+
+/// The start of a text that is longer than `limit` characters.
+pub fn shorten(text: &str, limit: usize) -> String {
+    if text.chars().count() <= limit {
+        return text.to_owned();
     }
-    let start: String = text.chars().take(COMMAND_CHARACTERS - 1).collect();
-    format!("\"{start}…\"")
+    let start: String = text.chars().take(limit - 1).collect();
+    format!("{start}…")
+}
+
+/// A time as Docker's tables have it: `2025-01-31 12:00:00 +0000 UTC`.
+pub fn date(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC").to_string()
 }
 
 #[cfg(test)]

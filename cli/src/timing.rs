@@ -6,17 +6,110 @@ use brig_engine::{
     clock::{Counters, Stage, Timing},
     guest::Origin,
     kvm,
+    perf::{HostCost, HostCounters},
+    unpack,
 };
 
-use crate::table;
+use crate::{table, text};
+
+/// What the unpack of the image took, part after part; the parts inside of the guest are those of its agent's clock.
+pub fn render_unpack(timing: &unpack::Timing) -> String {
+    let costs = &timing.costs;
+    let between = |from: u64, to: u64| milliseconds(to.saturating_sub(from));
+    let of_agent = |us: u64| format!("{:.1}", us as f64 / 1e3);
+    let rows = [
+        ("guest start", between(timing.began_ns, timing.ready_ns)),
+        ("read layers", of_agent(costs.read_us)),
+        ("decompress", of_agent(costs.decompress_us)),
+        ("hash", of_agent(costs.hash_us)),
+        ("write image", of_agent(costs.write_us)),
+        ("names, copying", of_agent(costs.rest_us)),
+        ("in the guest", between(timing.ready_ns, timing.unpacked_ns)),
+        ("into the store", between(timing.unpacked_ns, timing.done_ns)),
+        ("unpack", between(timing.began_ns, timing.done_ns)),
+    ];
+    let rows: Vec<Vec<String>> = rows
+        .into_iter()
+        .map(|(part, ms)| vec![part.to_owned(), ms])
+        .collect();
+    let mut text = table::render(&["UNPACK", "MS"], &rows);
+    let _ = writeln!(
+        text,
+        "{} of layers, {} unpacked, {} files",
+        text::size(timing.compressed_bytes),
+        text::size(timing.bytes),
+        timing.inodes
+    );
+    text
+}
+
+/// What a start costs the host until each of a few stages, or why that is not counted.
+pub struct HostCosts {
+    counters: Result<HostCounters, String>,
+    rows: Vec<(&'static str, HostCost)>,
+}
+
+impl HostCosts {
+    /// Begins to count.
+    pub fn start() -> Self {
+        Self {
+            counters: HostCounters::start(),
+            rows: Vec::new(),
+        }
+    }
+
+    /// A stage has been reached.
+    pub fn reached(&mut self, stage: &'static str) {
+        match self.counters.as_ref().map(HostCounters::read) {
+            Ok(Ok(cost)) => self.rows.push((stage, cost)),
+            Ok(Err(e)) => self.counters = Err(e.to_string()),
+            Err(_) => {}
+        }
+    }
+
+    fn render(&self) -> String {
+        if let Err(reason) = &self.counters {
+            return format!("system calls and page faults of the host: not counted: {reason}\n");
+        }
+        let row = |(stage, cost): &(&str, HostCost)| {
+            vec![
+                (*stage).to_owned(),
+                cost.system_calls.to_string(),
+                cost.page_faults.to_string(),
+            ]
+        };
+        let rows: Vec<_> = self.rows.iter().map(row).collect();
+        table::render(&["UNTIL", "HOST SYSTEM CALLS", "HOST PAGE FAULTS"], &rows)
+    }
+}
+
+/// What the command itself saw, of `CLOCK_MONOTONIC`.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(clippy::struct_field_names, reason = "the unit belongs to each name")]
+pub struct Moments {
+    /// It began.
+    pub request_ns: u64,
+    /// The image was unpacked, when that was needed.
+    pub unpacked_ns: Option<u64>,
+    /// Nothing was left to do.
+    pub cleaned_ns: u64,
+}
 
 /// Where the time went from `request_ns`, when the command began, to `cleaned_ns`, when nothing was left to do. Both are
-/// of `CLOCK_MONOTONIC`.
-pub fn render(timing: &Timing, request_ns: u64, cleaned_ns: u64) -> String {
-    let restored = timing.origin.is_some_and(|origin| origin != Origin::Boot);
+/// of `CLOCK_MONOTONIC`. What the start cost comes with it when that was counted.
+pub fn render(timing: &Timing, host: Option<&HostCosts>, moments: Moments) -> String {
+    let Moments {
+        request_ns,
+        unpacked_ns,
+        cleaned_ns,
+    } = moments;
+    let restored = timing
+        .origin
+        .is_some_and(|origin| !matches!(origin, Origin::Boot | Origin::Container));
     let entry = if restored { "guest resumed" } else { "kernel entry" };
     let stages = [
         ("request", Some(request_ns)),
+        ("image unpacked", unpacked_ns),
         ("template made", timing.template_ns),
         ("supervisor", timing.supervisor_ns),
         ("VMM start", timing.vmm_ns),
@@ -49,12 +142,17 @@ pub fn render(timing: &Timing, request_ns: u64, cleaned_ns: u64) -> String {
         text += "\n";
         text += &costs(&timing.costs);
     }
+    if let Some(host) = host {
+        text += "\n";
+        text += &host.render();
+    }
     // Writing to a String cannot fail.
     if let Some(origin) = timing.origin {
         let how = match origin {
             Origin::Boot => "cold boot",
             Origin::Template => "restored from a template",
             Origin::Snapshot => "restored from a snapshot",
+            Origin::Container => "a container on the host's kernel",
         };
         let made = if timing.template_ns.is_some() {
             ", which was made in this start"
@@ -120,6 +218,8 @@ fn milliseconds(ns: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use brig_engine::unpack::UnpackCosts;
+
     use super::*;
 
     #[test]
@@ -130,7 +230,12 @@ mod tests {
             exit_ns: Some(9_000_000),
             ..Timing::default()
         };
-        let text = render(&timing, 1_000_000, 10_000_000);
+        let moments = Moments {
+            request_ns: 1_000_000,
+            unpacked_ns: Some(2_000_000),
+            cleaned_ns: 10_000_000,
+        };
+        let text = render(&timing, None, moments);
         let cells: Vec<Vec<&str>> = text
             .lines()
             .map(|line| {
@@ -145,11 +250,64 @@ mod tests {
             [
                 vec!["STAGE", "MS", "DELTA"],
                 vec!["request", "0.0", "0.0"],
-                vec!["VMM start", "2.0", "2.0"],
+                vec!["image unpacked", "1.0", "1.0"],
+                vec!["VMM start", "2.0", "1.0"],
                 vec!["kernel entry", "3.5", "1.5"],
                 vec!["exit", "8.0", "4.5"],
                 vec!["cleaned up", "9.0", "1.0"],
             ]
+        );
+    }
+
+    #[test]
+    fn the_parts_of_an_unpack_are_shown() {
+        let timing = unpack::Timing {
+            began_ns: 1_000_000,
+            ready_ns: 3_000_000,
+            unpacked_ns: 13_500_000,
+            done_ns: 14_000_000,
+            costs: UnpackCosts {
+                read_us: 1_000,
+                decompress_us: 2_500,
+                hash_us: 500,
+                write_us: 4_000,
+                rest_us: 1_500,
+            },
+            compressed_bytes: 1_000_000,
+            bytes: 3_000_000,
+            inodes: 17,
+        };
+        let text = render_unpack(&timing);
+        for part in [
+            "guest start      2.0",
+            "decompress       2.5",
+            "in the guest     10.5",
+            "unpack           13.0",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(
+            text.ends_with("1MB of layers, 3MB unpacked, 17 files\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_the_host_was_asked_for_is_a_table_or_a_reason() {
+        let mut host = HostCosts {
+            counters: Err("no perf events".into()),
+            rows: Vec::new(),
+        };
+        host.reached("process exec");
+        let text = render(&Timing::default(), Some(&host), Moments::default());
+        assert!(text.ends_with("not counted: no perf events\n"), "{text}");
+        host = HostCosts::start();
+        host.reached("process exec");
+        let text = render(&Timing::default(), Some(&host), Moments::default());
+        assert_eq!(text.contains("not counted"), host.counters.is_err(), "{text}");
+        assert_eq!(
+            text.lines().any(|line| line.starts_with("process exec")),
+            host.counters.is_ok()
         );
     }
 
@@ -162,7 +320,11 @@ mod tests {
                 entry_ns: Some(2_000_000),
                 ..Timing::default()
             };
-            render(&timing, 0, 3_000_000)
+            let moments = Moments {
+                cleaned_ns: 3_000_000,
+                ..Moments::default()
+            };
+            render(&timing, None, moments)
         };
         let cold = text(Origin::Boot, None);
         assert!(

@@ -1,30 +1,70 @@
 //! `logs`.
 
-use std::io::{self, Write};
+use std::{
+    collections::VecDeque,
+    io::{self, Write},
+    time::Duration,
+};
 
 use brig_engine::{
     Engine,
     log::{Entry, LogOptions, Stream},
 };
 
-use crate::{arguments::Logs, failure::Failure};
+use jiff::Timestamp;
+
+use crate::{arguments::Logs, failure::Failure, moment};
 
 /// `brig logs`.
 pub async fn logs(engine: &Engine, options: &Logs) -> Result<i32, Failure> {
+    let moment = |text: &Option<String>| text.as_deref().map(moment::parse).transpose();
+    let until = moment(&options.until)?;
     let wanted = LogOptions {
         tail: options.tail.0,
-        since: None,
+        since: moment(&options.since)?,
     };
-    if options.follow {
+    let is_over = |entry: &Entry| until.is_some_and(|until| entry.time > until);
+    // What is still to be written is later than a time that has passed.
+    if options.follow && until.is_none_or(|until| until > Timestamp::now()) {
         let mut log = engine.follow(&options.sandbox, wanted).await?;
-        while let Some(entry) = log.next().await? {
-            show(&entry, options.timestamps)?;
+        loop {
+            let left = until.map(|until| Duration::try_from(until.duration_since(Timestamp::now())));
+            let entry = match left {
+                None => log.next().await?,
+                Some(left) => match tokio::time::timeout(left.unwrap_or_default(), log.next()).await {
+                    Ok(entry) => entry?,
+                    Err(_) => break,
+                },
+            };
+            match entry {
+                Some(entry) if !is_over(&entry) => show(&entry, options.timestamps)?,
+                _ => break,
+            }
         }
-    } else {
-        let mut log = engine.logs(&options.sandbox, wanted)?;
-        while let Some(entry) = log.next()? {
-            show(&entry, options.timestamps)?;
+        return Ok(0);
+    }
+    // With an end in time, the last lines are those before it: they are counted here.
+    let (tail, wanted) = match until {
+        Some(_) => (wanted.tail, LogOptions { tail: None, ..wanted }),
+        None => (None, wanted),
+    };
+    let mut log = engine.logs(&options.sandbox, wanted)?;
+    let mut last = VecDeque::new();
+    while let Some(entry) = log.next()? {
+        if is_over(&entry) {
+            break;
         }
+        let Some(tail) = tail else {
+            show(&entry, options.timestamps)?;
+            continue;
+        };
+        last.push_back(entry);
+        if last.len() > tail {
+            last.pop_front();
+        }
+    }
+    for entry in &last {
+        show(entry, options.timestamps)?;
     }
     Ok(0)
 }

@@ -1,12 +1,18 @@
 //! The commands.
 
+mod exec;
+mod fork;
 mod images;
 mod life;
 mod list;
 mod logs;
+mod manual;
+mod pack;
+mod ps;
+pub mod registry;
+mod restart;
 mod run;
 mod snapshot;
-pub mod supervise;
 mod system;
 mod template;
 
@@ -17,10 +23,7 @@ use std::{
 
 use brig_engine::{Engine, Paths};
 
-use crate::{
-    arguments::{Command, System},
-    failure::Failure,
-};
+use crate::{arguments::Command, failure::Failure};
 
 /// Carries a command out and gives its exit code.
 pub async fn dispatch(command: Command, began_ns: u64) -> Result<i32, Failure> {
@@ -32,21 +35,37 @@ pub async fn dispatch(command: Command, began_ns: u64) -> Result<i32, Failure> {
     let engine = open().map_err(|e| if running { Failure::of_run(e) } else { e.into() })?;
     match command {
         Command::Run(options) => run::run(&engine, *options, began_ns).await,
-        Command::Ps(options) => list::ps(&engine, &options),
+        Command::Ps(options) => ps::ps(&engine, &options),
+        Command::Rename(options) => restart::rename(&engine, &options),
+        Command::Restart(options) => restart::restart(&engine, &options).await,
+        Command::Completion(options) => manual::completion(&options),
+        Command::Manual(options) => manual::pages(&engine, &options),
         Command::Port(options) => list::port(&engine, &options),
         Command::Inspect(options) => list::inspect(&engine, &options),
         Command::Stop(options) => life::stop(&engine, &options).await,
         Command::Start(options) => run::start(&engine, &options).await,
+        Command::Exec(options) => exec::exec(&engine, &options).await,
+        Command::Attach(options) => exec::attach(&engine, &options).await,
         Command::Rm(options) => life::remove(&engine, &options).await,
         Command::Wait(options) => life::wait(&engine, &options).await,
         Command::Kill(options) => life::kill(&engine, &options).await,
         Command::Logs(options) => logs::logs(&engine, &options).await,
-        Command::Images(options) => images::list(&engine, &options),
-        Command::Load(options) => images::load(&engine, &options),
+        Command::Images(options) => images::list::list(&engine, &options),
+        Command::Rmi(options) => images::remove::remove(&engine, &options),
+        Command::Tag(options) => images::remove::tag(&engine, &options),
+        Command::Load(options) => images::transfer::load(&engine, &options),
+        Command::Save(options) => images::transfer::save(&engine, &options),
+        Command::Import(options) => images::transfer::import(&engine, &options),
+        Command::History(options) => images::show::history(&engine, &options),
+        Command::Export(options) => pack::export(&engine, &options).await,
+        Command::Commit(options) => pack::commit(&engine, &options).await,
+        Command::Diff(options) => pack::diff(&engine, &options).await,
+        Command::Image(command) => images::dispatch(&engine, command),
         Command::Snapshot(command) => snapshot::dispatch(&engine, command).await,
-        Command::Fork(options) => run::fork(&engine, &options).await,
+        Command::Fork(options) => fork::fork(engine, &options).await,
         Command::Template(command) => template::dispatch(&engine, command).await,
-        Command::System(System::Info) => system::info(&engine).await,
+        Command::System(command) => system::dispatch(&engine, &command).await,
+        Command::Registry(command) => Err(registry::hand_over(&engine, command)),
         Command::Version => system::version(),
     }
 }

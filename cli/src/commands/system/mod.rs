@@ -1,4 +1,6 @@
-//! `system info` and `version`.
+//! `system …` and `version`.
+
+mod disk;
 
 use brig_engine::{
     Engine,
@@ -8,10 +10,19 @@ use brig_engine::{
 };
 
 use super::{print, print_lines};
-use crate::{failure::Failure, text};
+use crate::{arguments::System, failure::Failure, text};
 
-/// `brig system info`.
-pub async fn info(engine: &Engine) -> Result<i32, Failure> {
+/// `brig system …`.
+pub async fn dispatch(engine: &Engine, command: &System) -> Result<i32, Failure> {
+    match command {
+        System::Info => info(engine).await,
+        System::Df(options) => disk::usage(engine, options),
+        System::Prune(options) => disk::prune(engine, options).await,
+        System::Check => disk::check(engine),
+    }
+}
+
+async fn info(engine: &Engine) -> Result<i32, Failure> {
     let sandboxes = engine.list()?;
     let count = |status| {
         sandboxes

@@ -1,0 +1,308 @@
+//! `ps`: which sandboxes, and what of each.
+
+use brig_engine::{
+    Engine,
+    sandbox::{Sandbox, Status, health::HealthStatus},
+};
+use brig_image_store::ImageId;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::{print, print_lines};
+use crate::{arguments::Ps, failure::Failure, listing, text};
+
+/// The heading of each field.
+const FIELDS: [(&str, &str); 13] = [
+    ("ID", "CONTAINER ID"),
+    ("Image", "IMAGE"),
+    ("Command", "COMMAND"),
+    ("CreatedAt", "CREATED AT"),
+    ("RunningFor", "CREATED"),
+    ("Status", "STATUS"),
+    ("State", "STATE"),
+    ("Isolation", "ISOLATION"),
+    ("Ports", "PORTS"),
+    ("Names", "NAMES"),
+    ("Size", "SIZE"),
+    ("Labels", "LABELS"),
+    ("Label", "LABEL"),
+];
+
+const TABLE: &str = "table {{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Isolation}}\t{{.Ports}}\t{{.Names}}";
+
+/// `brig ps`.
+pub fn ps(engine: &Engine, options: &Ps) -> Result<i32, Failure> {
+    let filters = Filters::new(engine, &options.filter)?;
+    let last = if options.latest {
+        Some(1)
+    } else {
+        options.last.and_then(|last| usize::try_from(last).ok())
+    };
+    // As with Docker these ask for sandboxes that do not run, too.
+    let all = options.all || last.is_some() || filters.status.is_some();
+    let mut sandboxes = engine.list()?;
+    sandboxes.retain(|sandbox| (all || sandbox.is_running()) && filters.fits(sandbox));
+    sandboxes.truncate(last.unwrap_or(usize::MAX));
+    if options.quiet {
+        print_lines(sandboxes.iter().map(|sandbox| id(sandbox, options.no_trunc)))?;
+        return Ok(0);
+    }
+    let format = options.format.as_deref().filter(|format| *format != "table");
+    // Sizes take time to add up: only when they are shown.
+    let sized = options.size || format.is_some_and(|format| format.contains(".Size"));
+    let now = Timestamp::now();
+    let is_json = format == Some("json");
+    let row = |sandbox: &Sandbox| {
+        let size = if sized {
+            size(engine, sandbox)
+        } else {
+            String::new()
+        };
+        let mut row = row(sandbox, options.no_trunc, now, &size);
+        if is_json && let Some(members) = row.as_object_mut() {
+            // A function of Docker's templates, and no field.
+            members.remove("Label");
+        }
+        row
+    };
+    let rows: Vec<Value> = sandboxes.iter().map(row).collect();
+    let table = if options.size {
+        format!("{TABLE}\t{{{{.Size}}}}")
+    } else {
+        TABLE.to_owned()
+    };
+    print(&listing::render(format.unwrap_or(&table), &FIELDS, &rows)?)?;
+    Ok(0)
+}
+
+fn id(sandbox: &Sandbox, whole: bool) -> &str {
+    if whole {
+        sandbox.id().as_str()
+    } else {
+        sandbox.id().short()
+    }
+}
+
+fn row(sandbox: &Sandbox, whole: bool, now: Timestamp, size: &str) -> Value {
+    let config = &sandbox.config;
+    let ports: Vec<String> = sandbox.state.ports.iter().map(ToString::to_string).collect();
+    let labels: Vec<String> = config
+        .labels
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    json!({
+        "ID": id(sandbox, whole),
+        "Image": config.image,
+        "Command": text::command(&config.args(), whole),
+        "CreatedAt": text::date(config.created),
+        "RunningFor": format!("{} ago", text::since(config.created, now)),
+        "Status": status(sandbox, now),
+        "State": sandbox.state.status.as_str(),
+        "Isolation": config.isolation.to_string(),
+        "Ports": ports.join(", "),
+        "Names": config.name,
+        "Size": size,
+        "Labels": labels.join(","),
+        "Label": config.labels,
+    })
+}
+
+/// `Up 2 minutes`, `Exited (0) 5 seconds ago`, `Created`.
+fn status(sandbox: &Sandbox, now: Timestamp) -> String {
+    let state = &sandbox.state;
+    match state.status {
+        Status::Created => "Created".to_owned(),
+        Status::Running => {
+            let health = match state.health.as_ref().map(|health| health.status) {
+                None => String::new(),
+                Some(HealthStatus::Starting) => " (health: starting)".to_owned(),
+                Some(status) => format!(" ({})", status.as_str()),
+            };
+            format!("Up {}{health}", text::since(state.started.unwrap_or(now), now))
+        }
+        Status::Exited => {
+            format!(
+                "Exited ({}) {} ago",
+                state.exit_code,
+                text::since(state.finished.unwrap_or(now), now)
+            )
+        }
+    }
+}
+
+/// `1.2MB (virtual 28MB)`: what the sandbox has on the disk, and that with its image.
+fn size(engine: &Engine, sandbox: &Sandbox) -> String {
+    let own = engine.sandbox_usage(sandbox);
+    let image = sandbox.config.image_id.parse().ok().map(ImageId);
+    let image = image.and_then(|id| engine.images().image(&id).ok().flatten());
+    let shared = image.map_or(0, |image| engine.images().disk_usage([&image]));
+    format!("{} (virtual {})", text::size(own), text::size(own + shared))
+}
+
+/// What a sandbox must be. Several of one kind are alternatives, but labels, of which it must have all.
+#[derive(Debug, Default)]
+struct Filters {
+    ids: Vec<String>,
+    names: Vec<String>,
+    labels: Vec<(String, Option<String>)>,
+    exited: Vec<i32>,
+    status: Option<Vec<String>>,
+    /// Names and ids of images, as they were asked for and as they are resolved.
+    images: Option<Vec<String>>,
+    ports: Vec<u16>,
+    before: Option<Timestamp>,
+    since: Option<Timestamp>,
+}
+
+/// Docker's states. Some, no sandbox of brig's is ever in.
+const STATES: [&str; 7] = [
+    "created",
+    "restarting",
+    "running",
+    "removing",
+    "paused",
+    "exited",
+    "dead",
+];
+
+impl Filters {
+    fn new(engine: &Engine, texts: &[String]) -> Result<Self, Failure> {
+        let mut filters = Self::default();
+        for text in texts {
+            let wrong = |why: &str| Failure::command(format!("invalid filter {text:?}: {why}"));
+            let (key, value) = text
+                .split_once('=')
+                .ok_or_else(|| wrong("write it as KEY=VALUE"))?;
+            match key {
+                "id" => filters.ids.push(value.to_owned()),
+                "name" => filters.names.push(value.trim_start_matches('/').to_owned()),
+                "label" => filters.labels.push(match value.split_once('=') {
+                    Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+                    None => (value.to_owned(), None),
+                }),
+                "exited" => {
+                    let code = value.parse().map_err(|_| wrong("write an exit code"))?;
+                    filters.exited.push(code);
+                }
+                "status" => {
+                    if !STATES.contains(&value) {
+                        return Err(wrong(&format!("there are {}", STATES.join(", "))));
+                    }
+                    filters.status.get_or_insert_default().push(value.to_owned());
+                }
+                "ancestor" => {
+                    let images = filters.images.get_or_insert_default();
+                    images.push(value.to_owned());
+                    images.extend(
+                        engine
+                            .images()
+                            .resolve(value)
+                            .ok()
+                            .flatten()
+                            .map(|image| image.id.to_string()),
+                    );
+                }
+                "publish" | "expose" => {
+                    let port = value.strip_suffix("/tcp").unwrap_or(value);
+                    filters
+                        .ports
+                        .push(port.parse().map_err(|_| wrong("write a port"))?);
+                }
+                "before" => filters.before = Some(engine.find(value)?.config.created),
+                "since" => filters.since = Some(engine.find(value)?.config.created),
+                _ => {
+                    return Err(wrong(
+                        "there are id, name, label, exited, status, ancestor, publish, expose, before, since",
+                    ));
+                }
+            }
+        }
+        Ok(filters)
+    }
+
+    fn fits(&self, sandbox: &Sandbox) -> bool {
+        let (config, state) = (&sandbox.config, &sandbox.state);
+        let has_port = |port: &u16| {
+            let published = config.ports.iter().any(|wanted| wanted.container_port == *port);
+            let exposed = config
+                .exposed_ports
+                .iter()
+                .any(|exposed| *exposed == format!("{port}/tcp"));
+            let on_host = state.ports.iter().any(|bound| bound.host.port() == *port);
+            published || exposed || on_host
+        };
+        (self.ids.is_empty()
+            || self
+                .ids
+                .iter()
+                .any(|id| config.id.as_str().starts_with(id.as_str())))
+            && (self.names.is_empty() || self.names.iter().any(|name| config.name.contains(name.as_str())))
+            && self.labels.iter().all(|(name, value)| {
+                let found = config.labels.get(name);
+                found.is_some_and(|found| value.as_ref().is_none_or(|value| value == found))
+            })
+            && (self.exited.is_empty()
+                || state.status == Status::Exited && self.exited.contains(&state.exit_code))
+            && self
+                .status
+                .as_ref()
+                .is_none_or(|wanted| wanted.iter().any(|status| status == state.status.as_str()))
+            && self
+                .images
+                .as_ref()
+                .is_none_or(|images| images.contains(&config.image) || images.contains(&config.image_id))
+            && (self.ports.is_empty() || self.ports.iter().any(has_port))
+            && self.before.is_none_or(|before| config.created < before)
+            && self.since.is_none_or(|since| config.created > since)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use brig_engine::Paths;
+
+    use super::*;
+
+    #[test]
+    fn filters_are_read_and_what_is_none_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let paths = Paths {
+            root: path("root"),
+            runtime: path("run"),
+            lib: path("lib"),
+        };
+        let engine = Engine::open(paths).unwrap();
+        let read = |text: &str| Filters::new(&engine, &[text.to_owned()]);
+        for text in [
+            "id=0f3c",
+            "name=/web",
+            "label=team",
+            "label=team=web",
+            "exited=137",
+            "status=paused",
+            "ancestor=nginx",
+            "publish=80/tcp",
+            "expose=80",
+        ] {
+            assert!(read(text).is_ok(), "{text}");
+        }
+        for text in [
+            "",
+            "x",
+            "colour=red",
+            "exited=no",
+            "status=up",
+            "publish=http",
+            "before=none",
+        ] {
+            assert!(read(text).is_err(), "{text}");
+        }
+        assert_eq!(read("name=/web").unwrap().names, ["web"]);
+        assert_eq!(
+            read("label=a=b=c").unwrap().labels,
+            [("a".to_owned(), Some("b=c".to_owned()))]
+        );
+    }
+}
