@@ -9,12 +9,16 @@
 //! `brig run --rm --timing=full busybox true` each time. Cold and restored starts take turns, so that what else the machine
 //! does falls on both, and the ratios are of one run. Nothing is compared with a limit: a benchmark does not fail.
 
-use std::{collections::BTreeMap, env, fs, process::ExitCode, time::Instant};
+mod figures;
+
+use std::{env, fs, process::ExitCode, time::Instant};
 
 use brig_tests::{
     brig::{Brig, Output},
     http, leftovers, machine,
 };
+
+use crate::figures::{Figures, quantile, table};
 
 /// Stages in the order in which they are reached.
 const STAGES: [&str; 9] = [
@@ -42,6 +46,9 @@ const COSTS: [&str; 10] = [
     "major faults",
     "waits",
 ];
+
+/// Columns of what the host was asked for, in their order in the last table of `--timing=full`.
+const HOST_COSTS: [&str; 2] = ["host system calls", "host page faults, all"];
 
 struct Options {
     rounds: usize,
@@ -93,9 +100,6 @@ fn options() -> Result<Options, String> {
     Ok(options)
 }
 
-/// Milliseconds and counts by name, a value a start.
-type Figures = BTreeMap<&'static str, Vec<f64>>;
-
 fn starts(brig: &Brig, options: &Options) {
     let (mut cold, mut restored) = (Figures::new(), Figures::new());
     // The first makes the template, unpacks the image and fills caches.
@@ -115,6 +119,11 @@ fn starts(brig: &Brig, options: &Options) {
         &restored,
     );
     table("From a template, counted until the exit", &COSTS, &restored);
+    table(
+        "From a template, all processes of the host until the end",
+        &HOST_COSTS,
+        &restored,
+    );
     ratios(&cold, &restored);
 }
 
@@ -131,41 +140,19 @@ fn start(brig: &Brig, options: &[&str], figures: &mut Figures) {
             figures.entry(stage).or_default().push(at);
         }
     }
-    // The second table: its last line is that of the exit.
-    let costs = stderr.lines().skip_while(|line| !line.starts_with("UNTIL"));
-    if let Some(line) = costs.filter_map(|line| line.strip_prefix("exit")).last() {
-        let values = line.split_whitespace().filter_map(|value| value.parse().ok());
-        for (name, value) in COSTS.into_iter().zip(values) {
-            figures.entry(name).or_default().push(value);
+    // The tables of costs: the last line of each is that of the end.
+    for (heading, end, names) in [
+        ("EXITS", "exit", &COSTS[..]),
+        ("HOST SYSTEM CALLS", "cleaned up", &HOST_COSTS),
+    ] {
+        let rows = stderr.lines().skip_while(|line| !line.contains(heading));
+        if let Some(line) = rows.filter_map(|line| line.strip_prefix(end)).last() {
+            let values = line.split_whitespace().filter_map(|value| value.parse().ok());
+            for (&name, value) in names.iter().zip(values) {
+                figures.entry(name).or_default().push(value);
+            }
         }
     }
-}
-
-fn table(title: &str, names: &[&str], figures: &Figures) {
-    println!(
-        "\n{title}\n{:<24}{:>12}{:>12}{:>12}{:>12}{:>6}",
-        "", "min", "median", "p95", "max", "runs"
-    );
-    for name in names {
-        let Some(values) = figures.get(name) else { continue };
-        let at = |share: f64| quantile(values, share);
-        println!(
-            "{name:<24}{:>12.1}{:>12.1}{:>12.1}{:>12.1}{:>6}",
-            at(0.0),
-            at(0.5),
-            at(0.95),
-            at(1.0),
-            values.len()
-        );
-    }
-}
-
-/// The nearest value at or above the share.
-fn quantile(values: &[f64], share: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let index = (share * sorted.len() as f64).ceil() as usize;
-    sorted[index.saturating_sub(1).min(sorted.len() - 1)]
 }
 
 /// Between which stages the two are compared.
@@ -206,11 +193,14 @@ fn idle(brig: &Brig, count: usize) {
         ids.push(id.trim().to_owned());
     }
     let taken = before.saturating_sub(available_kib());
-    let (mut supervisors, mut vmms) = (Vec::new(), Vec::new());
+    let (mut supervisors, mut vmms, mut own) = (Vec::new(), Vec::new(), Vec::new());
     for process in leftovers::processes(brig) {
-        let Some(pss) = pss_kib(process.pid) else { continue };
+        let Some((pss, memory)) = pss_kib(process.pid) else {
+            continue;
+        };
         if process.name == "brig-vmm" {
             vmms.push(pss);
+            own.push(pss - memory);
         } else {
             supervisors.push(pss);
         }
@@ -218,7 +208,11 @@ fn idle(brig: &Brig, count: usize) {
     println!(
         "\n{count} idle sandboxes, KiB of private memory each (PSS, pages that several share counted in parts)"
     );
-    for (what, values) in [("supervisor", &supervisors), ("brig-vmm with its guest", &vmms)] {
+    for (what, values) in [
+        ("supervisor", &supervisors),
+        ("brig-vmm with its guest", &vmms),
+        ("brig-vmm without it", &own),
+    ] {
         if !values.is_empty() {
             println!(
                 "{what:<28}median {:>8.0}   max {:>8.0}",
@@ -262,9 +256,24 @@ fn available_kib() -> u64 {
         .unwrap_or(0)
 }
 
-/// Proportional set size of a process (proc(5), `smaps_rollup`).
-fn pss_kib(pid: u32) -> Option<f64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    line.split_whitespace().next()?.parse().ok()
+/// Proportional set size of a process, and what of it is the guest's memory: the template's file or a memfd (proc(5),
+/// `/proc/pid/smaps`).
+fn pss_kib(pid: u32) -> Option<(f64, f64)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
+    let (mut all, mut memory, mut is_memory) = (0.0, 0.0, false);
+    for line in text.lines() {
+        if let Some(pss) = line.strip_prefix("Pss:") {
+            let pss: f64 = pss.split_whitespace().next()?.parse().ok()?;
+            all += pss;
+            memory += if is_memory { pss } else { 0.0 };
+        } else if line
+            .split_whitespace()
+            .next()
+            .is_some_and(|word| word.contains('-'))
+        {
+            // The head of a mapping: its addresses first, its file last.
+            is_memory = line.contains("/templates/") || line.contains("memfd:");
+        }
+    }
+    Some((all, memory))
 }

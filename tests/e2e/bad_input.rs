@@ -19,9 +19,16 @@ tests! {
 
 fn an_unknown_image_is_named() {
     let brig = Brig::new();
-    let message = brig.fails(125, &["run", "no-such-image"]);
+    let message = brig.fails(125, &["run", "--pull", "never", "no-such-image"]);
     assert!(
         message.contains("no-such-image") && message.contains("brig load"),
+        "{message}"
+    );
+    // Nobody listens at that port.
+    let message = brig.fails(125, &["run", "localhost:1/no-such-image"]);
+    assert!(
+        message.contains("Unable to find image 'localhost:1/no-such-image:latest' locally")
+            && message.contains("cannot reach localhost:1"),
         "{message}"
     );
     brig.assert_nothing_left();

@@ -22,7 +22,7 @@ tests! {
         a_panic_of_the_guest_shows_the_kernels_last_words;
 }
 
-fn a_killed_supervisor_takes_its_sandbox_along_and_no_other() {
+pub(crate) fn a_killed_supervisor_takes_its_sandbox_along_and_no_other() {
     let brig = Brig::new();
     let other = brig.welcome("other", &[]);
     let address = brig.welcome("victim", &[]);
@@ -35,7 +35,7 @@ fn a_killed_supervisor_takes_its_sandbox_along_and_no_other() {
     brig.assert_nothing_left();
 }
 
-fn a_killed_vmm_ends_its_sandbox() {
+pub(crate) fn a_killed_vmm_ends_its_sandbox() {
     let brig = Brig::new();
     let address = brig.welcome("victim", &[]);
     kill(&brig, "victim", "/State/VmmPid");
@@ -52,7 +52,7 @@ fn a_killed_vmm_ends_its_sandbox() {
 fn a_panic_of_the_guest_shows_the_kernels_last_words() {
     // An initrd without an init: the kernel finds nothing to run, and panics.
     let library = tempfile::tempdir().unwrap();
-    for file in ["brig-vmm", "vmlinux", "welcome.tar"] {
+    for file in ["brig-supervisor", "brig-vmm", "vmlinux", "welcome.tar"] {
         symlink(
             machine::lib_directory().canonicalize().unwrap().join(file),
             library.path().join(file),

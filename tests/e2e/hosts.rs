@@ -11,6 +11,7 @@ use brig_tests::{
     brig::{Brig, finish},
     host::{self, KvmDevice},
     machine::{self, Need},
+    registry::Registry,
     tests,
 };
 use serde_json::{Value, json};
@@ -21,6 +22,7 @@ tests! {
         without_kvm_one_line_says_how_to_get_it,
         without_permission_for_kvm_one_line_says_how_to_get_it,
         without_e2fsprogs_one_line_says_how_to_get_it;
+    Need::RootAndRegistry => a_full_disk_while_pulling_is_one_clear_line_and_leaves_nothing;
     Need::KvmAndRoot =>
         no_root_is_needed,
         a_full_disk_while_loading_is_one_clear_line,
@@ -130,6 +132,39 @@ fn a_full_disk_while_loading_is_one_clear_line() {
     let output = finish(command.spawn().unwrap());
     output.assert_clear_failure(1, "load with 1 MiB of space");
     assert!(output.stderr.contains("no space left"), "{output:?}");
+    brig.assert_nothing_left();
+}
+
+fn a_full_disk_while_pulling_is_one_clear_line_and_leaves_nothing() {
+    let registry = Registry::start();
+    let name = format!("{}/large", registry.host());
+    let source = Brig::empty();
+    let mut content = vec![0; 4 << 20];
+    brig_welcome::pattern::fill(0, &mut content);
+    let image = Image::of_files(&name, json!({"Cmd": ["/data"]}), &[("data", 0o755, &content)]);
+    let archive = write_archive(&image);
+    source.ok(&["load", "-i", archive.path().to_str().unwrap()]);
+    source.ok(&["push", &name]);
+    let brig = Brig::empty();
+    std::fs::create_dir_all(brig.root()).unwrap();
+    let mut command = Command::new("sh");
+    // What is left is looked at while the small disk is there.
+    let script =
+        r#""$0" pull "$1"; code=$?; "$0" images -q; find "$BRIG_ROOT/images" -type f -size +1; exit $code"#;
+    command
+        .args(["-c", script])
+        .arg(machine::brig())
+        .arg(&name)
+        .env("BRIG_ROOT", brig.root())
+        .env("BRIG_RUNTIME", brig.runtime())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    host::with_little_space(&mut command, brig.root(), 2);
+    let output = finish(command.spawn().unwrap());
+    output.assert_clear_failure(1, "pull with 2 MiB of space");
+    assert!(output.stderr.contains("no space left"), "{output:?}");
+    let last = output.stdout.lines().last().unwrap_or_default();
+    assert!(!last.contains("images/"), "{output:?}");
     brig.assert_nothing_left();
 }
 

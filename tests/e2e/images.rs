@@ -20,7 +20,9 @@ tests! {
     Need::Kvm =>
         an_image_s_configuration_is_what_run_starts_from,
         files_come_out_of_an_image_as_they_went_in,
-        a_layer_that_lies_about_its_content_is_refused;
+        a_layer_that_lies_about_its_content_is_refused,
+        hostile_layers_are_refused_in_one_line_and_leave_nothing,
+        what_an_image_s_author_wrote_stays_inside_of_the_image;
 }
 
 fn both_archive_formats_are_loaded_and_listed() {
@@ -187,6 +189,116 @@ fn a_layer_that_lies_about_its_content_is_refused() {
         loaded.assert_clear_failure(1, "load of a damaged image");
     }
     brig.assert_nothing_left();
+}
+
+fn hostile_layers_are_refused_in_one_line_and_leave_nothing() {
+    let brig = Brig::new();
+    let tar = |path: &str, kind: tar::EntryType, link: &str, content: &[u8]| {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(0o644);
+        header.set_size(content.len() as u64);
+        // The crate refuses to write such names itself.
+        header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
+        header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_cksum();
+        let mut bytes = header.as_bytes().to_vec();
+        bytes.extend(content);
+        bytes.resize(bytes.len().next_multiple_of(512) + 1024, 0);
+        bytes
+    };
+    let file = tar::EntryType::Regular;
+    let damaged = |mut image: Image, at: usize| {
+        image.layer[at] ^= 0x55;
+        image
+    };
+    let of = |name: &str, layer: Vec<u8>| Image::of_layer(name, json!({"Cmd": ["/x"]}), layer);
+    let zeros = vec![0; 8 << 20];
+    let before = erofs_files(&brig);
+    for (image, said) in [
+        (
+            of("climber", tar("../../etc/cron.d/evil", file, "", b"x")),
+            "bad path \"../../etc/cron.d/evil\"",
+        ),
+        (
+            of("linker", tar("l", tar::EntryType::Link, "/etc/shadow", b"")),
+            "hard link \"l\" to \"/etc/shadow\"",
+        ),
+        (
+            of("bomb", tar("zeros", file, "", &zeros)).gzip(),
+            "larger than 1 MiB when it is unpacked: --max-image-size",
+        ),
+        (of("garbage", vec![0x5a; 4096]), "not a tar archive"),
+        (
+            damaged(hello("bent").gzip(), 12),
+            "cannot unpack image bent:latest",
+        ),
+        (
+            of("odd", tar("x", tar::EntryType::new(b'Z'), "", b"")),
+            "unsupported kind of tar entry",
+        ),
+    ] {
+        load(&brig, &image.to_oci());
+        let output = brig.run(&["run", "--rm", "--max-image-size", "1m", &image.name]);
+        output.assert_clear_failure(125, &image.name);
+        assert!(output.stderr.contains(said), "{}: {}", image.name, output.stderr);
+        assert_eq!(erofs_files(&brig), before, "{} left an image", image.name);
+    }
+    // The store is as good as before.
+    assert_eq!(brig.ok(&["run", "--rm", "busybox", "echo", "fine"]), "fine\n");
+    brig.assert_nothing_left();
+}
+
+fn what_an_image_s_author_wrote_stays_inside_of_the_image() {
+    let brig = Brig::new();
+    let busybox = Image::of_busybox("author", json!({"Cmd": ["sh"]}));
+    let mut builder = tar::Builder::new(busybox.layer[..busybox.layer.len() - 1024].to_vec());
+    let mut add = |path: &str, kind: tar::EntryType, mode: u32, link: &str, content: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_size(content.len() as u64);
+        header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
+        header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_device_major(8).unwrap();
+        header.set_device_minor(0).unwrap();
+        header.set_cksum();
+        builder.append(&header, content).unwrap();
+    };
+    let file = tar::EntryType::Regular;
+    add("/etc/brig-absolute", file, 0o644, "", b"1\n");
+    add("up", tar::EntryType::Symlink, 0o777, "../../../../..", b"");
+    add("up/etc/brig-up", file, 0o4755, "", b"2\n");
+    add("disk", tar::EntryType::Block, 0o666, "", b"");
+    let layer = builder.into_inner().unwrap();
+    load(&brig, &Image::of_layer("author", busybox.config, layer).to_oci());
+    let script = "cat /etc/brig-absolute /etc/brig-up; stat -c %a /etc/brig-up; \
+                  head -c 1 /disk 2>/dev/null | wc -c";
+    assert_eq!(
+        brig.ok(&["run", "--rm", "author", "sh", "-c", script]),
+        "1\n2\n4755\n0\n"
+    );
+    for name in ["/etc/brig-absolute", "/etc/brig-up"] {
+        assert!(!Path::new(name).exists(), "{name} of this machine");
+    }
+    brig.assert_nothing_left();
+}
+
+/// How many unpacked images, finished or not, a store has.
+fn erofs_files(brig: &Brig) -> usize {
+    let mut pending = vec![brig.root().join("images")];
+    let mut count = 0;
+    while let Some(directory) = pending.pop() {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                pending.push(path);
+            } else if path.to_string_lossy().ends_with("erofs") {
+                count += 1;
+            }
+        }
+    }
+    count
 }
 
 fn hello(name: &str) -> Image {

@@ -15,7 +15,7 @@ tests! {
         a_lot_of_output_is_logged_whole;
 }
 
-fn logs_keep_streams_order_and_time() {
+pub(crate) fn logs_keep_streams_order_and_time() {
     let brig = Brig::new();
     let script = "for i in 1 2 3 4 5; do echo out $i; echo err $i >&2; done; printf 'no newline'";
     brig.ok(&["run", "-d", "--name", "talker", "busybox", "sh", "-c", script]);
@@ -43,7 +43,7 @@ fn logs_keep_streams_order_and_time() {
     assert!(brig.fails(1, &["logs", "talker"]).contains("talker"));
 }
 
-fn following_ends_with_the_sandbox() {
+pub(crate) fn following_ends_with_the_sandbox() {
     let brig = Brig::new();
     let script = "trap 'echo last; exit' TERM; echo first; while :; do sleep 1; done";
     brig.ok(&["run", "-d", "--name", "story", "busybox", "sh", "-c", script]);
@@ -54,7 +54,7 @@ fn following_ends_with_the_sandbox() {
     assert_eq!((followed.stdout.as_str(), followed.code), ("first\nlast\n", 0));
 }
 
-fn a_lot_of_output_is_logged_whole() {
+pub(crate) fn a_lot_of_output_is_logged_whole() {
     let brig = Brig::new();
     let output = brig.run(&["run", "--name", "long", "busybox", "seq", "60000"]);
     let mut expected = String::new();

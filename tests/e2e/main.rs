@@ -6,16 +6,26 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod container;
+mod copies;
 mod crash;
+mod exec;
+mod habits;
 mod hosts;
+mod image_store;
 mod images;
+mod layers;
 mod lifecycle;
 mod logs;
 mod ports;
 mod process;
+mod recipes;
+mod registers;
+mod registries;
 mod restores;
 mod servers;
 mod start_time;
+mod terminals;
 mod walls;
 
 use std::process::ExitCode;
@@ -24,15 +34,26 @@ fn main() -> ExitCode {
     let all = [
         start_time::TESTS,
         bad_input::TESTS,
+        container::TESTS,
+        container::SHARED,
+        copies::TESTS,
         crash::TESTS,
+        exec::TESTS,
+        habits::TESTS,
         hosts::TESTS,
+        image_store::TESTS,
         images::TESTS,
+        layers::TESTS,
         lifecycle::TESTS,
         logs::TESTS,
         ports::TESTS,
         process::TESTS,
+        recipes::TESTS,
+        registers::TESTS,
+        registries::TESTS,
         restores::TESTS,
         servers::TESTS,
+        terminals::TESTS,
         walls::TESTS,
     ];
     brig_tests::suite::run(all.into_iter().flatten().copied())

@@ -33,7 +33,7 @@ fn large() -> u64 {
     if machine::is_rig() { 64 << 20 } else { 8 << 20 }
 }
 
-fn two_hundred_requests_in_a_row_are_right_to_the_byte() {
+pub(crate) fn two_hundred_requests_in_a_row_are_right_to_the_byte() {
     let address = server::shared().address;
     for number in 0..200 {
         // Sizes around those of packets and buffers.
@@ -47,7 +47,7 @@ fn two_hundred_requests_in_a_row_are_right_to_the_byte() {
     }
 }
 
-fn fifty_connections_at_once_are_all_served() {
+pub(crate) fn fifty_connections_at_once_are_all_served() {
     let address = server::shared().address;
     // All are open, and half of a request is sent on each, before the first is finished.
     let mut clients: Vec<_> = (0..50)
@@ -69,7 +69,7 @@ fn fifty_connections_at_once_are_all_served() {
     }
 }
 
-fn a_download_and_an_upload_keep_their_checksums() {
+pub(crate) fn a_download_and_an_upload_keep_their_checksums() {
     let address = server::shared().address;
     let size = large();
     let mut data = vec![0; size as usize];
@@ -90,7 +90,7 @@ fn a_download_and_an_upload_keep_their_checksums() {
     assert_eq!(http::read_answer(&mut stream).unwrap().text().trim(), digest);
 }
 
-fn a_client_may_close_its_half_first() {
+pub(crate) fn a_client_may_close_its_half_first() {
     let address = server::shared().address;
     let mut stream = http::connect(address).unwrap();
     // Without a length the body ends where this half ends, and only then can the answer come.
@@ -103,7 +103,7 @@ fn a_client_may_close_its_half_first() {
     assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the server's end is seen");
 }
 
-fn a_server_may_close_its_half_first() {
+pub(crate) fn a_server_may_close_its_half_first() {
     let server = server::shared();
     let mut stream = http::connect(server.address).unwrap();
     stream.write_all(b"POST /half-close HTTP/1.1\r\n\r\n").unwrap();
@@ -114,7 +114,7 @@ fn a_server_may_close_its_half_first() {
     server.brig.wait_for_log(server.name, "then read 100000 bytes");
 }
 
-fn a_stalled_reader_stalls_nobody_else() {
+pub(crate) fn a_stalled_reader_stalls_nobody_else() {
     let address = server::shared().address;
     // More than all buffers on the way hold, and nobody reads it.
     let mut stalled = http::connect(address).unwrap();
@@ -128,7 +128,7 @@ fn a_stalled_reader_stalls_nobody_else() {
     stalled.read_exact(&mut rest).unwrap();
 }
 
-fn every_form_of_publishing_is_understood() {
+pub(crate) fn every_form_of_publishing_is_understood() {
     let brig = Brig::new();
     let [first, second] = free_neighbours();
     let fixed = free_port();
@@ -194,7 +194,7 @@ fn every_form_of_publishing_is_understood() {
     assert!(http::get((Ipv4Addr::LOCALHOST, fixed).into(), "/healthz").is_ok());
 }
 
-fn a_port_is_free_again_after_stop() {
+pub(crate) fn a_port_is_free_again_after_stop() {
     let brig = Brig::new();
     let address = brig.welcome("server", &[]);
     assert!(TcpListener::bind(address).is_err(), "the port is held");

@@ -25,7 +25,7 @@ tests! {
         a_signal_that_ends_the_process_gives_128_and_its_number;
 }
 
-fn streams_are_apart_and_the_exit_code_is_the_processs() {
+pub(crate) fn streams_are_apart_and_the_exit_code_is_the_processs() {
     let brig = Brig::new();
     let output = brig.run(&[
         "run",
@@ -41,7 +41,7 @@ fn streams_are_apart_and_the_exit_code_is_the_processs() {
     brig.assert_nothing_left();
 }
 
-fn standard_input_reaches_the_process_byte_for_byte() {
+pub(crate) fn standard_input_reaches_the_process_byte_for_byte() {
     let brig = Brig::new();
     let mut input = vec![0; 300_000];
     brig_welcome::pattern::fill(0, &mut input);
@@ -51,7 +51,7 @@ fn standard_input_reaches_the_process_byte_for_byte() {
     assert_eq!(output.code, 0);
 }
 
-fn a_process_without_i_reads_an_empty_input() {
+pub(crate) fn a_process_without_i_reads_an_empty_input() {
     let brig = Brig::new();
     let output = brig.run_with_input(&["run", "--rm", "busybox", "wc", "-c"], b"not for it".to_vec());
     assert_eq!(output.stdout.trim(), "0", "{}", output.stderr);
@@ -103,7 +103,7 @@ fn help_is_brigs_before_the_image() {
     assert!(message.contains("no-such-image"), "{message}");
 }
 
-fn an_entrypoint_replaces_the_images() {
+pub(crate) fn an_entrypoint_replaces_the_images() {
     let brig = Brig::new();
     // What follows the image is the program's, also when brig has an option of that name.
     let output = brig.run(&[
@@ -124,7 +124,7 @@ fn an_entrypoint_replaces_the_images() {
     );
 }
 
-fn a_missing_program_gives_127_and_one_that_cannot_run_126() {
+pub(crate) fn a_missing_program_gives_127_and_one_that_cannot_run_126() {
     let brig = Brig::new();
     let message = brig.fails(127, &["run", "--rm", "busybox", "no-such-program"]);
     assert!(message.contains("no-such-program"), "{message}");
@@ -133,7 +133,7 @@ fn a_missing_program_gives_127_and_one_that_cannot_run_126() {
     brig.assert_nothing_left();
 }
 
-fn an_interrupt_is_forwarded() {
+pub(crate) fn an_interrupt_is_forwarded() {
     let brig = Brig::new();
     let script = "trap 'echo caught; exit 7' INT; echo ready; while :; do sleep 1; done";
     let mut child = brig
@@ -146,7 +146,7 @@ fn an_interrupt_is_forwarded() {
     brig.assert_nothing_left();
 }
 
-fn a_signal_that_ends_the_process_gives_128_and_its_number() {
+pub(crate) fn a_signal_that_ends_the_process_gives_128_and_its_number() {
     let brig = Brig::new();
     // PID 1 of a namespace cannot be killed from inside of it, so another command kills it.
     let mut child = brig

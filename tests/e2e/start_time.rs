@@ -62,7 +62,39 @@ fn timing_tells_a_restore_from_a_cold_start_and_what_it_cost() {
         .collect();
     assert_eq!(exits.len(), 3, "{output:?}");
     assert!(exits.is_sorted() && exits[2] > 0, "{output:?}");
+    assert_host_counted(&output.stderr);
     brig.assert_nothing_left();
+}
+
+/// The third table: system calls and page faults of all processes, which grow; or one line that says why there is none.
+fn assert_host_counted(text: &str) {
+    let table = text
+        .lines()
+        .skip_while(|line| !line.contains("HOST SYSTEM CALLS"));
+    let rows: Vec<Vec<u64>> = table
+        .skip(1)
+        .take(2)
+        .map(|line| {
+            let columns = ["process exec", "cleaned up"]
+                .into_iter()
+                .find_map(|stage| line.strip_prefix(stage))
+                .unwrap_or_else(|| panic!("{line:?} in {text}"));
+            columns.split_whitespace().map(|n| n.parse().unwrap()).collect()
+        })
+        .collect();
+    if rows.is_empty() {
+        assert!(text.contains("of the host: not counted: no "), "{text}");
+        return;
+    }
+    // Three programs are executed, so there are hundreds of either.
+    assert!(
+        rows.len() == 2 && rows[0].iter().all(|&count| count > 100),
+        "{text}"
+    );
+    assert!(
+        rows[0].iter().zip(&rows[1]).all(|(exec, end)| exec < end),
+        "{text}"
+    );
 }
 
 /// The stages stand in the first table of `--timing`, at times that do not go back.

@@ -1,10 +1,17 @@
-//! The wall inside of the guest: what an image's process may and may not do there.
+//! The wall inside of the guest: what an image's process may and may not do there. And the one around the hypervisor, as the
+//! kernel tells it.
 
-use brig_tests::{brig::Brig, machine::Need, tests};
+use brig_tests::{
+    brig::Brig,
+    machine::{self, Need},
+    tests,
+};
+use serde_json::Value;
 
 tests! {
     Need::Kvm =>
-        the_process_has_dockers_walls_around_it;
+        the_process_has_dockers_walls_around_it,
+        the_hypervisor_is_walled_off_too;
 }
 
 /// Prints a line a check. Each is a file to read or a thing to try; what fails prints its name and `no`.
@@ -86,5 +93,59 @@ fn the_process_has_dockers_walls_around_it() {
             "tty", "urandom", "zero"
         ]
     );
+    brig.assert_nothing_left();
+}
+
+fn the_hypervisor_is_walled_off_too() {
+    let brig = Brig::new();
+    brig.welcome("walled", &["--cpus", "2"]);
+    // The second of its life, restored with the other one's memory, is in walls of its own.
+    brig.welcome("other", &[]);
+    let security = |name: &str| {
+        let text = brig.ok(&["inspect", "--security", name]);
+        let value: serde_json::Value = serde_json::from_str(&text).expect("inspect prints JSON");
+        value[0].clone()
+    };
+    let (found, other) = (security("walled"), security("other"));
+    for namespace in ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"] {
+        let of = |value: &serde_json::Value| value["Namespaces"][namespace].clone();
+        assert_eq!(of(&found)["Own"], true, "{namespace}: {found:#}");
+        assert_ne!(of(&found), of(&other), "{namespace}");
+    }
+    for (set, mask) in found["Capabilities"].as_object().expect("sets") {
+        assert_eq!(mask, "0000000000000000", "{set}");
+    }
+    let mounts = found["Root"]["Mounts"].as_array().expect("a list");
+    assert_eq!(mounts.len(), 1, "{found:#}");
+    assert_eq!(
+        (&mounts[0]["Target"], &mounts[0]["Type"]),
+        (&"/".into(), &"tmpfs".into())
+    );
+    assert_eq!(found["NoNewPrivs"], true);
+    assert_eq!(found["Limits"]["Max core file size"][1], "0");
+    assert_eq!(found["Dumpable"], false);
+    if machine::is_root() {
+        assert_ne!(found["Uid"], other["Uid"]);
+        assert_ne!(found["Uid"], 0);
+        assert_eq!(found["Groups"].as_array().map(Vec::len), Some(0));
+    }
+    // KVM has a thread of its own in the process, which never leaves the kernel (arch/x86/kvm/mmu/mmu.c).
+    let name = |thread: &Value| thread["Name"].as_str().unwrap_or_default().to_owned();
+    let mut threads = found["Threads"].as_array().expect("a list").clone();
+    threads.retain(|thread| !name(thread).starts_with("kvm-"));
+    let mut names: Vec<_> = threads.iter().map(name).collect();
+    names.retain(|name| name != "prefetch");
+    names.sort_unstable();
+    assert_eq!(names, ["brig-vmm", "disks", "streams", "vcpu0", "vcpu1"]);
+    for thread in threads {
+        assert_eq!(
+            (&thread["Seccomp"], &thread["NoNewPrivs"]),
+            (&"filter".into(), &true.into()),
+            "{thread}"
+        );
+    }
+    brig.ok(&["rm", "-f", "walled", "other"]);
+    let error = brig.fails(1, &["inspect", "--security", "walled"]);
+    assert!(error.contains("no such sandbox"), "{error}");
     brig.assert_nothing_left();
 }

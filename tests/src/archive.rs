@@ -14,7 +14,7 @@ use crate::{http::hex, machine};
 /// What a gzip file starts with (RFC 1952, section 2.3.1).
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
-/// An image of one layer.
+/// An image of one layer, or of several of which this is the lowest.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// Its name without a tag.
@@ -25,6 +25,8 @@ pub struct Image {
     pub layer: Vec<u8>,
     /// SHA-256 of the tar.
     diff_id: String,
+    /// Tars of the layers above it.
+    above: Vec<Vec<u8>>,
 }
 
 impl Image {
@@ -59,7 +61,53 @@ impl Image {
             config,
             diff_id: sha256(&layer),
             layer,
+            above: Vec::new(),
         }
+    }
+
+    /// An image of a compressed tar; `diff_id` is the SHA-256 of the tar, in hexadecimal.
+    pub fn of_gzip(name: &str, config: Value, layer: Vec<u8>, diff_id: String) -> Self {
+        Self {
+            name: name.into(),
+            config,
+            layer,
+            diff_id,
+            above: Vec::new(),
+        }
+    }
+
+    /// The same with one more layer on top, a tar that stays as it is.
+    #[must_use]
+    pub fn with_layer(mut self, tar: Vec<u8>) -> Self {
+        self.above.push(tar);
+        self
+    }
+
+    /// The same with one more file; the layer is not compressed.
+    ///
+    /// # Panics
+    /// When the layer is no tar.
+    #[must_use]
+    pub fn with_file(self, path: &str, mode: u32, content: &[u8]) -> Self {
+        let mut layer = tar::Builder::new(Vec::new());
+        let mut old = tar::Archive::new(&self.layer[..]);
+        for entry in old.entries().expect("a tar") {
+            let entry = entry.expect("a tar");
+            let (mut header, path) = (entry.header().clone(), entry.path().expect("a path").into_owned());
+            match entry.link_name().expect("a link") {
+                Some(target) if !header.entry_type().is_file() => {
+                    layer.append_link(&mut header, path, &target)
+                }
+                _ => layer.append_data(&mut header, path, entry),
+            }
+            .expect("a tar in memory");
+        }
+        append(&mut layer, path, mode, content);
+        Self::of_layer(
+            &self.name,
+            self.config,
+            layer.into_inner().expect("a tar in memory"),
+        )
     }
 
     /// The same with its layer compressed.
@@ -87,11 +135,17 @@ impl Image {
         } else {
             ".tar"
         };
+        let mut layers = vec![descriptor(
+            &format!("application/vnd.oci.image.layer.v1{kind}"),
+            &self.layer,
+        )];
+        let of_tar = |tar: &Vec<u8>| descriptor("application/vnd.oci.image.layer.v1.tar", tar);
+        layers.extend(self.above.iter().map(of_tar));
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": descriptor("application/vnd.oci.image.config.v1+json", &configuration),
-            "layers": [descriptor(&format!("application/vnd.oci.image.layer.v1{kind}"), &self.layer)],
+            "layers": layers,
         })
         .to_string()
         .into_bytes();
@@ -111,10 +165,13 @@ impl Image {
         append(&mut archive, &blob_path(&manifest), 0o644, &manifest);
         append(&mut archive, &blob_path(&configuration), 0o644, &configuration);
         append(&mut archive, &blob_path(&self.layer), 0o644, layer);
+        for tar in &self.above {
+            append(&mut archive, &blob_path(tar), 0o644, tar);
+        }
         archive.into_inner().expect("a tar in memory")
     }
 
-    /// A tar as `docker save` made it before it made OCI layouts.
+    /// A tar as `docker save` made it before it made OCI layouts, of the lowest layer only.
     pub fn to_docker(&self) -> Vec<u8> {
         let configuration = self.configuration();
         let digest = sha256(&configuration);
@@ -132,12 +189,17 @@ impl Image {
     }
 
     fn configuration(&self) -> Vec<u8> {
+        let above = self.above.iter().map(|tar| sha256(tar));
+        let diff_ids: Vec<_> = std::iter::once(self.diff_id.clone())
+            .chain(above)
+            .map(|digest| format!("sha256:{digest}"))
+            .collect();
         json!({
             "created": "1970-01-01T00:00:00Z",
             "architecture": "amd64",
             "os": "linux",
             "config": self.config,
-            "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", self.diff_id)] },
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
         })
         .to_string()
         .into_bytes()

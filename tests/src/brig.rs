@@ -13,16 +13,18 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{leftovers, machine, store};
+use crate::{leftovers, machine, store, suite::Isolation};
 
-/// Most time that a command may take. A cold boot takes seconds, so several of them at once fit.
-pub const COMMAND_LIMIT: Duration = Duration::from_secs(300);
+/// Most time that a command may take. A cold boot takes seconds, so several of them at once fit; unpacking a large image in a
+/// guest on an emulated KVM takes minutes.
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(900);
 
 /// A brig with directories of its own.
 pub struct Brig {
     root: PathBuf,
     runtime: PathBuf,
     library: Option<PathBuf>,
+    isolation: Isolation,
     /// Removes the directories.
     scratch: Option<TempDir>,
 }
@@ -60,6 +62,7 @@ impl Brig {
             root: directory.join("root"),
             runtime: directory.join("run"),
             library: None,
+            isolation: Isolation::of_this_test(),
             scratch: None,
         }
     }
@@ -88,6 +91,9 @@ impl Brig {
             .args(arguments)
             .env("BRIG_ROOT", &self.root)
             .env("BRIG_RUNTIME", &self.runtime)
+            .env("BRIG_ISOLATION", self.isolation.as_str())
+            // Not the one of whoever runs the tests.
+            .env("DOCKER_CONFIG", self.root.join("docker"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

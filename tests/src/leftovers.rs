@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -65,6 +66,51 @@ pub fn processes_of_sandbox(brig: &Brig, id: &str) -> Vec<Process> {
     let mut found = processes(brig);
     found.retain(|process| mentions(&Path::new("/proc").join(process.pid.to_string()), &[needle]));
     found
+}
+
+/// What a sandbox that does not answer is doing, for a test that fails of it: the processor time that each of its threads took in
+/// a while, and the end of its guest kernel's log.
+pub fn describe(brig: &Brig, id: &str) -> String {
+    let threads = || -> Vec<(String, u64)> {
+        let tasks = processes_of_sandbox(brig, id)
+            .into_iter()
+            .flat_map(|process| entries(&PathBuf::from(format!("/proc/{}/task", process.pid))));
+        tasks
+            .filter_map(|task| {
+                let stat = fs::read_to_string(task.join("stat")).ok()?;
+                let (head, tail) = stat.rsplit_once(')')?;
+                let fields: Vec<_> = tail.split_whitespace().collect();
+                // proc(5): state is field 3, utime and stime are 14 and 15.
+                let ticks = |index: usize| fields.get(index)?.parse::<u64>().ok();
+                let name = format!("{head}) {}", fields.first()?);
+                Some((name, ticks(11)? + ticks(12)?))
+            })
+            .collect()
+    };
+    let before = threads();
+    thread::sleep(WHILE);
+    let took = threads().into_iter().map(|(name, ticks)| {
+        let before = before.iter().find(|(known, _)| number(known) == number(&name));
+        format!("{name}: {} ticks", ticks - before.map_or(0, |(_, ticks)| *ticks))
+    });
+    let mut lines: Vec<_> = took.collect();
+    let log = brig.root().join("sandboxes").join(id).join("console.log");
+    let log = fs::read_to_string(log).unwrap_or_default();
+    let log: Vec<_> = log.lines().collect();
+    lines.extend(
+        log[log.len().saturating_sub(20)..]
+            .iter()
+            .map(ToString::to_string),
+    );
+    lines.join("\n")
+}
+
+/// How long threads are watched.
+const WHILE: Duration = Duration::from_secs(3);
+
+/// The thread's number at the start of its line.
+fn number(line: &str) -> &str {
+    line.split_whitespace().next().unwrap_or_default()
 }
 
 /// Ends all processes of a brig, for a test that failed.
@@ -143,7 +189,7 @@ fn sockets(directory: &Path) -> impl Iterator<Item = PathBuf> {
     listing(directory).unwrap_or_default().into_iter()
 }
 
-fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> {
+fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     fs::read_dir(directory)
         .into_iter()
         .flatten()

@@ -7,10 +7,12 @@
 //! | [`machine`] | what the machine under the tests offers |
 //! | [`brig`] | a brig with directories of its own, and its commands |
 //! | [`store`] | the images, unpacked once and shared by all tests |
+//! | [`registry`] | a registry on a loopback port, and a wire before it that counts |
 //! | [`server`] | a running server, shared by the tests that only talk to it |
 //! | [`archive`] | image archives, good and damaged, made for a test |
 //! | [`host`] | commands on a host that lacks something: `/dev/kvm`, rights, space |
 //! | [`http`] | a client that does no more than a test tells it |
+//! | [`pty`] | a terminal that a test types on and looks at |
 //! | [`leftovers`] | what of a brig is still on the host |
 
 pub mod archive;
@@ -19,6 +21,8 @@ pub mod host;
 pub mod http;
 pub mod leftovers;
 pub mod machine;
+pub mod pty;
+pub mod registry;
 pub mod server;
 pub mod store;
 pub mod suite;

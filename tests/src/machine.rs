@@ -17,6 +17,36 @@ pub enum Need {
     KvmAndRoot,
     /// Root, to make a host that lacks something.
     Root,
+    /// Root, and a kernel with what containers are made of.
+    Containers,
+    /// The same, and the programs with which users get subordinate ids.
+    ContainersOfUsers,
+    /// Programs of the host, by their names.
+    Programs(&'static [&'static str]),
+    /// The programs of a registry: Debian's docker-registry, skopeo, htpasswd and openssl.
+    Registry,
+    /// The same, and a usable `/dev/kvm`.
+    KvmAndRegistry,
+    /// The recipes of images, and what they are made with.
+    Recipes,
+    /// The same, and the programs of a registry.
+    RecipesAndRegistry,
+    /// Root, and the programs of a registry.
+    RootAndRegistry,
+    /// As [`Need::KvmAndServer`], on a KVM with hardware virtualization.
+    StandardKvmAndServer {
+        /// The image's name.
+        image: &'static str,
+        /// A program of the host.
+        client: &'static str,
+    },
+    /// A usable `/dev/kvm`, an image that has a recipe, and a program that speaks with it.
+    KvmAndServer {
+        /// The image's name.
+        image: &'static str,
+        /// A program of the host.
+        client: &'static str,
+    },
 }
 
 impl Need {
@@ -27,13 +57,47 @@ impl Need {
             opened.err().map(|error| format!("/dev/kvm: {error}"))
         };
         let root = || (!is_root()).then(|| "not root".to_owned());
+        let programs = |names: &[&str]| {
+            let missing = names.iter().find(|name| find_program(name).is_none())?;
+            Some(format!("no {missing} here"))
+        };
+        let registry = || programs(&["docker-registry", "skopeo", "htpasswd", "openssl"]);
         match self {
             Self::Nothing => None,
             Self::Kvm => kvm(),
             Self::Root => root(),
+            Self::Containers => root().or_else(no_containers),
+            Self::ContainersOfUsers => root()
+                .or_else(no_containers)
+                .or_else(|| programs(&["newuidmap", "newgidmap", "setpriv", "unshare"])),
             Self::KvmAndRoot => kvm().or_else(root),
+            Self::Programs(names) => programs(names),
+            Self::Registry => registry(),
+            Self::KvmAndRegistry => kvm().or_else(registry),
+            Self::Recipes => env::var_os("BRIG_TEST_IMAGES").map(|_| "no recipes here".to_owned()),
+            Self::RootAndRegistry => root().or_else(registry),
+            Self::RecipesAndRegistry => Self::Recipes.missing().or_else(registry),
+            Self::StandardKvmAndServer { image, client } => {
+                let emulated = || is_emulated().then(|| "KVM is emulated".to_owned());
+                Self::KvmAndServer { image, client }.missing().or_else(emulated)
+            }
+            Self::KvmAndServer { image, client } => kvm()
+                .or_else(|| (!has_image(image)).then(|| format!("no image {image} here")))
+                .or_else(|| programs(&[client])),
         }
     }
+}
+
+/// What this kernel lacks of what containers need.
+fn no_containers() -> Option<String> {
+    let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if !filesystems.contains("overlay") {
+        return Some("no overlayfs in this kernel".to_owned());
+    }
+    let missing = ["user", "pid", "net", "cgroup"]
+        .iter()
+        .find(|kind| !Path::new("/proc/self/ns").join(kind).exists())?;
+    Some(format!("no {missing} namespaces in this kernel"))
 }
 
 /// Whether the tests run as root.
@@ -44,6 +108,14 @@ pub fn is_root() -> bool {
 /// Whether this is the emulated machine of `tests/rig`, with a standard KVM.
 pub fn is_rig() -> bool {
     env::var_os("BRIG_TEST_RIG").is_some()
+}
+
+/// Whether KVM interprets the guest's kernel here, as brig says.
+fn is_emulated() -> bool {
+    let info = std::process::Command::new(brig())
+        .args(["system", "info"])
+        .output();
+    info.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("KVM: emulated"))
 }
 
 /// The top of the source tree.
@@ -63,13 +135,33 @@ pub fn lib_directory() -> PathBuf {
     bin.join("../lib/brig")
 }
 
+/// The directory of the images' recipes.
+pub fn recipes() -> PathBuf {
+    top().join("images")
+}
+
+/// Whether [`image_archive`] can return an image: all that have a recipe, or those that somebody has put there.
+fn has_image(name: &str) -> bool {
+    env::var_os("BRIG_TEST_IMAGES").is_none_or(|directory| {
+        let archive = Path::new(&directory).join(format!("{name}.tar"));
+        archive.exists()
+    })
+}
+
+/// A program of the host, looked for in `PATH`.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    let found = env::split_paths(&path).map(|directory| directory.join(name));
+    found.into_iter().find(|program| program.is_file())
+}
+
 /// The archive of an image with a recipe under `images`: in `$BRIG_TEST_IMAGES`, or built now.
 pub fn image_archive(name: &str) -> PathBuf {
     if let Some(directory) = env::var_os("BRIG_TEST_IMAGES") {
         return Path::new(&directory).join(format!("{name}.tar"));
     }
     let archive = top().join(format!("target/test-images/{name}.tar"));
-    let status = std::process::Command::new(top().join("images/build"))
+    let status = std::process::Command::new(recipes().join("build"))
         .arg(name)
         .arg(&archive)
         .status();

@@ -5,9 +5,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::brig::Brig;
+use crate::{brig::Brig, suite::Isolation};
 
-static SHARED: Mutex<Option<Arc<Server>>> = Mutex::new(None);
+static SHARED: Mutex<[Option<Arc<Server>>; 2]> = Mutex::new([None, None]);
 
 /// A sandbox of the image welcome whose port is published.
 pub struct Server {
@@ -19,20 +19,22 @@ pub struct Server {
     pub address: SocketAddr,
 }
 
-/// The shared server, started when there is none yet.
+/// The shared server of the isolation of this test, started when there is none yet.
 ///
 /// # Panics
 /// When it does not start.
 pub fn shared() -> Arc<Server> {
-    slot().get_or_insert_with(|| Arc::new(start())).clone()
+    slots()[Isolation::of_this_test() as usize]
+        .get_or_insert_with(|| Arc::new(start()))
+        .clone()
 }
 
 /// Removes the shared server from the host.
 pub fn remove() {
-    drop(slot().take());
+    *slots() = [None, None];
 }
 
-fn slot() -> MutexGuard<'static, Option<Arc<Server>>> {
+fn slots() -> MutexGuard<'static, [Option<Arc<Server>>; 2]> {
     SHARED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

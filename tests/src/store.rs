@@ -8,35 +8,37 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{brig::Brig, machine};
+use crate::{brig::Brig, machine, suite::Isolation};
 
-static SHARED: Mutex<Option<TempDir>> = Mutex::new(None);
+static SHARED: Mutex<[Option<TempDir>; 2]> = Mutex::new([None, None]);
 
 /// Makes `root` a brig root that has the shared images.
 ///
 /// # Panics
 /// When they cannot be prepared.
 pub fn seed(root: &Path) {
+    let isolation = Isolation::of_this_test();
     let mut shared = shared();
-    let directory = shared.get_or_insert_with(prepare);
+    let directory = shared[isolation as usize].get_or_insert_with(|| prepare(isolation));
     link_tree(&directory.path().join("root"), root).expect("the shared images can be linked");
 }
 
 /// Removes the shared images from the host.
 pub fn remove() {
-    drop(shared().take());
+    *shared() = [None, None];
 }
 
-fn shared() -> MutexGuard<'static, Option<TempDir>> {
+fn shared() -> MutexGuard<'static, [Option<TempDir>; 2]> {
     SHARED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn prepare() -> TempDir {
+fn prepare(isolation: Isolation) -> TempDir {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let brig = Brig::at(directory.path());
     let archive = machine::image_archive("busybox");
     brig.ok(&["load", "-i", archive.to_str().expect("a path in UTF-8")]);
-    if machine::Need::Kvm.missing().is_none() {
+    // Directories cannot be handed on as hard links: in a container each test unpacks its own.
+    if isolation == Isolation::Vm && machine::Need::Kvm.missing().is_none() {
         // Unpacks them.
         brig.ok(&["run", "--rm", "busybox", "true"]);
         let id = brig.ok(&["run", "-d", "welcome"]);

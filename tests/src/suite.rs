@@ -1,11 +1,58 @@
 //! The runner: libtest's command line and summary, with tests that this machine cannot run counted as ignored and the
 //! reason shown in their name.
 
-use std::{env, panic, process::ExitCode};
+use std::{cell::Cell, env, panic, process::ExitCode};
 
 use libtest_mimic::{Arguments, Trial};
 
 use crate::{machine::Need, server, store};
+
+thread_local! {
+    static ISOLATION: Cell<Isolation> = const { Cell::new(Isolation::Vm) };
+}
+
+/// What the sandboxes of a test are walled off by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// A microVM.
+    Vm,
+    /// Namespaces on this machine's kernel.
+    Container,
+}
+
+impl Isolation {
+    /// That of the test that runs in this thread: what a new [`crate::brig::Brig`] gets.
+    pub fn of_this_test() -> Self {
+        ISOLATION.get()
+    }
+
+    /// The word that brig has for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Vm => "vm",
+            Self::Container => "container",
+        }
+    }
+}
+
+/// Runs a test whose sandboxes are containers.
+pub fn in_containers(test: fn()) {
+    ISOLATION.set(Isolation::Container);
+    test();
+    ISOLATION.set(Isolation::Vm);
+}
+
+/// As [`tests!`], for tests of other files that are to pass in containers too.
+#[macro_export]
+macro_rules! tests_in_containers {
+    ($need:expr => $($module:ident :: $name:ident),+ $(,)?) => {
+        [$($crate::suite::Test {
+            name: concat!("in_a_container_", stringify!($name)),
+            need: $need,
+            run: || $crate::suite::in_containers($module::$name),
+        },)+]
+    };
+}
 
 /// One test.
 #[derive(Clone, Copy)]

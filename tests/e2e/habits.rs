@@ -1,0 +1,129 @@
+//! Docker's small habits around a sandbox: names, lists, logs by time, files of ids and labels, completions.
+
+use std::fs;
+
+use brig_tests::{brig::Brig, machine::Need, tests};
+use serde_json::Value;
+
+tests! {
+    Need::Nothing => completions_are_printed_for_each_shell;
+    Need::Kvm => a_sandbox_is_renamed_listed_read_and_restarted;
+}
+
+fn completions_are_printed_for_each_shell() {
+    let brig = Brig::empty();
+    for (shell, word) in [
+        ("bash", "complete -F"),
+        ("zsh", "#compdef brig"),
+        ("fish", "complete -c brig"),
+    ] {
+        let script = brig.ok(&["completion", shell]);
+        assert!(
+            script.contains(word) && script.contains("max-image-size"),
+            "{shell}: {script}"
+        );
+    }
+    let message = brig.fails(125, &["completion", "tcsh"]);
+    assert!(message.contains("bash, zsh, fish"), "{message}");
+    let pages = brig.root().join("pages");
+    brig.ok(&["manual", pages.to_str().unwrap()]);
+    for page in ["brig.1", "brig-run.1", "brig-pull.1", "brig-image-prune.1"] {
+        let text = fs::read_to_string(pages.join(page)).unwrap();
+        assert!(text.contains(".TH"), "{page}: {text}");
+    }
+}
+
+fn a_sandbox_is_renamed_listed_read_and_restarted() {
+    let brig = Brig::new();
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name).display().to_string();
+    fs::write(path("labels"), "# of a file\nteam=web\n\nstage=test\n").unwrap();
+    let script = "echo one; sleep 2; echo two; exec sleep 1000";
+    let id = brig.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "old",
+        "--label-file",
+        &path("labels"),
+        "-l",
+        "stage=live",
+        "--cidfile",
+        &path("cid"),
+        "busybox",
+        "sh",
+        "-c",
+        script,
+    ]);
+    let id = id.trim();
+    assert_eq!(fs::read_to_string(path("cid")).unwrap(), id);
+    let message = brig.fails(125, &["run", "--cidfile", &path("cid"), "busybox", "true"]);
+    assert!(message.contains("is there already"), "{message}");
+    brig.wait_for_log("old", "two");
+
+    brig.ok(&["rename", "old", "new"]);
+    brig.fails(1, &["inspect", "--", "old"]);
+    assert_eq!(brig.inspect("new", "/Name"), "/new");
+    brig.fails(1, &["rename", "new", "new"]);
+    brig.fails(1, &["rename", "none", "other"]);
+
+    let listed = |words: &[&str]| {
+        let all: Vec<&str> = ["ps", "-q", "--no-trunc"].iter().chain(words).copied().collect();
+        brig.ok(&all).trim().to_owned()
+    };
+    for words in [
+        &["--filter", "name=ne"][..],
+        &["--filter", "label=stage=live", "--filter", "label=team"],
+        &["--filter", "status=running"],
+        &["--filter", "ancestor=busybox"],
+        &["-l"],
+        &["-n", "5"],
+        &["--filter", &format!("id={}", &id[..3])],
+    ] {
+        assert_eq!(listed(words), id, "{words:?}");
+    }
+    for words in [
+        &["--filter", "name=old"][..],
+        &["--filter", "label=stage=test"],
+        &["--filter", "status=exited"],
+        &["--filter", "exited=0"],
+        &["-n", "0"],
+    ] {
+        assert_eq!(listed(words), "", "{words:?}");
+    }
+    brig.fails(1, &["ps", "--filter", "colour=red"]);
+    let shown = brig.ok(&[
+        "ps",
+        "--format",
+        "{{.Names}} {{.Label \"team\"}} {{.State}} {{.Image}}",
+    ]);
+    assert_eq!(shown, "new web running busybox\n");
+    let row: Value = serde_json::from_str(brig.ok(&["ps", "--format", "json"]).trim()).unwrap();
+    assert_eq!(row["Labels"], "stage=live,team=web");
+    let sized = brig.ok(&["ps", "-s"]);
+    assert!(
+        sized.lines().next().unwrap().ends_with("SIZE") && sized.contains("(virtual "),
+        "{sized}"
+    );
+
+    // By the times that the lines themselves have.
+    let all = brig.ok(&["logs", "-t", "new"]);
+    let times: Vec<&str> = all.lines().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!(times.len(), 2, "{all}");
+    assert_eq!(brig.ok(&["logs", "--until", times[0], "new"]), "one\n");
+    assert_eq!(brig.ok(&["logs", "--since", times[1], "new"]), "two\n");
+    assert_eq!(brig.ok(&["logs", "-f", "--until", times[0], "new"]), "one\n");
+    assert_eq!(
+        brig.ok(&["logs", "--since", "1h", "--tail", "1", "--until", times[0], "new"]),
+        "one\n"
+    );
+    assert_eq!(brig.ok(&["logs", "--until", "24h", "new"]), "");
+    brig.fails(1, &["logs", "--since", "soon", "new"]);
+
+    assert_eq!(brig.ok(&["restart", "-t", "0", "new"]), "new\n");
+    assert_eq!(brig.inspect("new", "/State/Status"), "running");
+    let message = brig.fails(1, &["restart", "none"]);
+    assert!(message.contains("no such sandbox"), "{message}");
+    brig.ok(&["rm", "-f", "new"]);
+    brig.assert_nothing_left();
+}
