@@ -3,10 +3,9 @@
 #![no_main]
 
 use brig_vmm::{
-    prefetch,
     devices::virtio::vsock::{Vsock, VsockState},
     event_loop::EventLoop,
-    snapshot,
+    prefetch, snapshot,
 };
 use libfuzzer_sys::fuzz_target;
 
