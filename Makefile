@@ -4,31 +4,45 @@
 PREFIX ?= /usr/local
 BRIG_LIB := build/lib/brig
 CARGO_TARGET_DIR ?= target
-# Static, and still at a random address: a start executes two programs of ours, and a dynamic loader would be a third of
+# brig-registry is not static: names of hosts are resolved by what the system is configured to use, which glibc loads.
+# Static, and still at a random address: a start executes three programs of ours, and a dynamic loader would be a third of
 # what each costs before its main.
 TARGET := x86_64-unknown-linux-gnu
 STATIC := RUSTFLAGS='-C target-feature=+crt-static'
 
-.PHONY: help build demo test test-unit test-e2e test-rig bench-start fuzz fmt lint install uninstall clean
+.PHONY: help build man demo test test-unit test-e2e test-rig test-big test-restores bench-start bench-container bench-images fuzz fmt lint install uninstall clean
 
 help:
 	@echo 'make demo       install what is missing, build, run an image in a microVM and show what happened'
 	@echo 'make test       unit tests, then the end-to-end tests on the /dev/kvm of this machine'
 	@echo 'make test-rig   the end-to-end tests on a standard KVM, emulated by QEMU'
+	@echo 'make test-big   unpacks an image of 1 GiB and 100,000 files'
+	@echo 'make test-restores  200 restores, 100 copies of a busy sandbox, 200 starts at once: here, and in the rig'
 	@echo 'make bench-start  how long a start takes, cold and from a template, and what idle sandboxes cost'
+	@echo 'make bench-container  how long a container takes, against crun and runc'
+	@echo 'make bench-images  getting an image from a registry and unpacking it, against skopeo and umoci'
 	@echo 'make fuzz SECONDS=60  each fuzz target for so long'
 	@echo 'make build      build/bin/brig and what belongs to it'
+	@echo 'make man        manual pages and shell completions: build/share'
 	@echo 'make install    into PREFIX=$(PREFIX)'
 	@echo 'make fmt lint   format the code; check it with clippy'
 
 build:
 	tests/install-packages build
-	$(STATIC) cargo build --locked --release --target $(TARGET) -p brig -p brig-vmm
+	$(STATIC) cargo build --locked --release --target $(TARGET) -p brig -p brig-engine -p brig-vmm -p brig-cell
 	install -D -t build/bin $(CARGO_TARGET_DIR)/$(TARGET)/release/brig
-	install -D -t $(BRIG_LIB) $(CARGO_TARGET_DIR)/$(TARGET)/release/brig-vmm
+	install -D -t $(BRIG_LIB) $(addprefix $(CARGO_TARGET_DIR)/$(TARGET)/release/,brig-supervisor brig-vmm brig-cell)
+	cargo build --locked --release -p brig-registry
+	install -D -t $(BRIG_LIB) $(CARGO_TARGET_DIR)/release/brig-registry
 	guest-agent/build $(BRIG_LIB)/initrd.cpio
 	images/welcome/build $(BRIG_LIB)/welcome.tar
 	kernel=$$(kernel-config/build) && install -D -m 644 "$$kernel" $(BRIG_LIB)/vmlinux
+
+man: build
+	rm -rf build/share && mkdir -p build/share/man/man1 build/share/completions
+	root=$$(mktemp -d) && trap 'rm -rf $$root' EXIT && export BRIG_ROOT=$$root BRIG_RUNTIME=$$root/run && \
+		build/bin/brig manual build/share/man/man1 && \
+		for shell in bash zsh fish; do build/bin/brig completion $$shell >build/share/completions/brig.$$shell || exit 1; done
 
 demo: build
 	tests/demo
@@ -47,9 +61,29 @@ test-rig: build
 	tests/install-packages test
 	tests/rig/test
 
+test-big: build
+	tests/install-packages test
+	cargo run --locked --quiet --release -p brig-tests --bin big-image
+
+# For hours, not minutes: docs/rig.md.
+RESTORES := BRIG_TEST_RESTORES=200 BRIG_TEST_COPIES=100 BRIG_TEST_AT_ONCE=200
+
+test-restores: build
+	tests/install-packages test
+	$(RESTORES) cargo test --locked -p brig-tests -- one_saved_guest
+	$(RESTORES) BRIG_RIG_MIB=6144 BRIG_RIG_MINUTES=120 tests/rig/test one_saved_guest
+
 bench-start: build
 	tests/install-packages test
 	cargo run --locked --quiet --release -p brig-tests --bin bench-start -- $(BENCH_ARGUMENTS)
+
+bench-container: build
+	tests/install-packages test
+	cargo run --locked --quiet --release -p brig-tests --bin bench-container -- $(BENCH_ARGUMENTS)
+
+bench-images: build
+	tests/install-packages test
+	cargo run --locked --quiet --release -p brig-tests --bin bench-images -- $(BENCH_ARGUMENTS)
 
 fuzz:
 	tests/install-packages test
@@ -64,12 +98,20 @@ lint:
 
 install: build
 	install -D -t $(DESTDIR)$(PREFIX)/bin build/bin/brig
-	install -D -t $(DESTDIR)$(PREFIX)/lib/brig $(BRIG_LIB)/brig-vmm
+	install -D -t $(DESTDIR)$(PREFIX)/lib/brig $(addprefix $(BRIG_LIB)/,brig-supervisor brig-vmm brig-cell brig-registry)
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/brig $(BRIG_LIB)/vmlinux $(BRIG_LIB)/initrd.cpio $(BRIG_LIB)/welcome.tar
+	[ ! -d build/share ] || { \
+		install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 build/share/man/man1/*.1 && \
+		install -D -m 644 build/share/completions/brig.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/brig && \
+		install -D -m 644 build/share/completions/brig.zsh $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_brig && \
+		install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d build/share/completions/brig.fish; }
 
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/brig
 	rm -rf $(DESTDIR)$(PREFIX)/lib/brig
+	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/brig.1 $(DESTDIR)$(PREFIX)/share/man/man1/brig-*.1
+	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/brig $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_brig
+	rm -f $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/brig.fish
 
 clean:
 	rm -rf build
