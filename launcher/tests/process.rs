@@ -9,7 +9,7 @@ use brig_protocol::{
     agent::{ExitStatus, StartFailure},
     spec::Rlimit,
 };
-use common::{Image, chain};
+use common::{Image, chain, install};
 
 #[test]
 fn it_is_pid_1_of_its_own_session_and_sees_no_other_process() {
@@ -211,8 +211,8 @@ fn a_file_that_cannot_be_executed_is_told_from_one_that_is_missing() {
         assert_eq!(chain(&error), format!("exec: {program:?}: {reason}"));
         assert_eq!(error.kind(), StartFailure::NotExecutable);
     }
-    let script = image.write("bin/noformat", "no program");
-    fs::set_permissions(script, fs::Permissions::from_mode(0o755)).unwrap();
+    let text = image.write("noformat", "no program");
+    install(&text, &image.path().join("bin/noformat"));
     let error = image.run(&image.spec(&["noformat"])).unwrap_err();
     assert_eq!(chain(&error), "exec: \"noformat\": exec format error");
 }

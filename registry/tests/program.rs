@@ -8,7 +8,6 @@ mod common;
 use std::{
     fs::{self, File},
     io::{BufRead, BufReader, Read},
-    os::unix::fs::PermissionsExt,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     sync::{
@@ -207,8 +206,11 @@ fn an_identity_token_is_given_for_tokens() {
     let home = Home::new();
     let helper = home.path("docker-credential-test");
     let script = "#!/bin/sh\n[ $1 = get ] && echo '{\"Username\":\"<token>\",\"Secret\":\"lasting\"}'\n";
-    fs::write(&helper, script).unwrap();
-    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    // Not by this process: a child forked meanwhile would hold it open for writing, and it could not be executed.
+    fs::write(home.path("script"), script).unwrap();
+    let mut install = Command::new("install");
+    install.args(["-m", "755"]).arg(home.path("script")).arg(&helper);
+    assert!(install.status().unwrap().success());
     home.docker(&json!({"credHelpers": {&host: "test"}}));
     let path = format!("{}:{}", home.0.path().display(), std::env::var("PATH").unwrap());
     assert_success(&home.command(&["pull", &name]).env("PATH", path).output().unwrap());

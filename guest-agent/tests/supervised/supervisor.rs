@@ -61,8 +61,16 @@ impl Agent {
         }
         symlink("/dev/null", directory.path().join("dev/null")).unwrap();
         let busybox = directory.path().join("rootfs/bin/busybox");
-        fs::copy("/bin/busybox", busybox)
-            .expect("these tests need root and busybox: apt-get install busybox-static");
+        // Not by this process: a child forked meanwhile would hold it open for writing, and it could not be executed.
+        let copied = Command::new("cp")
+            .arg("/bin/busybox")
+            .arg(busybox)
+            .status()
+            .unwrap();
+        assert!(
+            copied.success(),
+            "these tests need root and busybox: apt-get install busybox-static"
+        );
         symlink("busybox", directory.path().join("rootfs/bin/sh")).unwrap();
 
         let (control, agents_control) = UnixStream::pair().unwrap();

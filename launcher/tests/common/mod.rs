@@ -11,6 +11,7 @@ use std::{
         unix::fs::{PermissionsExt, symlink},
     },
     path::{Path, PathBuf},
+    process::Command,
     thread,
 };
 
@@ -46,8 +47,7 @@ impl Image {
         for directory in ["bin", "etc", "tmp"] {
             fs::create_dir(image.path().join(directory)).unwrap();
         }
-        fs::copy("/bin/busybox", image.path().join("bin/busybox"))
-            .expect("these tests need root and busybox: apt-get install busybox-static");
+        install("/bin/busybox".as_ref(), &image.path().join("bin/busybox"));
         for applet in [
             "sh", "cat", "id", "ls", "hostname", "stat", "mount", "touch", "pwd", "readlink", "sleep",
         ] {
@@ -163,6 +163,20 @@ impl Image {
         assert_eq!(finished.status, ExitStatus::Code(0), "{finished:?}");
         finished.stdout
     }
+}
+
+/// Puts a program at `to`. A process of its own writes it: what another test forks meanwhile would keep a descriptor of
+/// ours open for writing, and the kernel executes no file that somebody writes.
+pub fn install(from: &Path, to: &Path) {
+    let status = Command::new("install")
+        .args(["-m", "755"])
+        .args([from, to])
+        .status()
+        .unwrap();
+    assert!(
+        status.success(),
+        "these tests need root and busybox: apt-get install busybox-static"
+    );
 }
 
 fn text(mut pipe: io::PipeReader) -> String {
