@@ -252,7 +252,7 @@ fn hostile_layers_are_refused_in_one_line_and_leave_nothing() {
 fn what_an_image_s_author_wrote_stays_inside_of_the_image() {
     let brig = Brig::new();
     let busybox = Image::of_busybox("author", json!({"Cmd": ["sh"]}));
-    let mut builder = tar::Builder::new(busybox.layer[..busybox.layer.len() - 1024].to_vec());
+    let mut builder = tar::Builder::new(busybox.entries().to_vec());
     let mut add = |path: &str, kind: tar::EntryType, mode: u32, link: &str, content: &[u8]| {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Cursor, Read, Write},
 };
 
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
@@ -83,25 +83,27 @@ impl Image {
         self
     }
 
+    /// The entries of the layer, which is not compressed, without the zeros that end a tar: others can follow them.
+    /// How many zeros there are is up to who wrote it.
+    ///
+    /// # Panics
+    /// When the layer is no tar.
+    pub fn entries(&self) -> &[u8] {
+        let mut tar = tar::Archive::new(Cursor::new(&self.layer));
+        let ends = tar.entries_with_seek().expect("a tar").map(|entry| {
+            let entry = entry.expect("a tar");
+            entry.raw_file_position() + entry.size().next_multiple_of(512)
+        });
+        &self.layer[..ends.max().unwrap_or(0) as usize]
+    }
+
     /// The same with one more file; the layer is not compressed.
     ///
     /// # Panics
     /// When the layer is no tar.
     #[must_use]
     pub fn with_file(self, path: &str, mode: u32, content: &[u8]) -> Self {
-        let mut layer = tar::Builder::new(Vec::new());
-        let mut old = tar::Archive::new(&self.layer[..]);
-        for entry in old.entries().expect("a tar") {
-            let entry = entry.expect("a tar");
-            let (mut header, path) = (entry.header().clone(), entry.path().expect("a path").into_owned());
-            match entry.link_name().expect("a link") {
-                Some(target) if !header.entry_type().is_file() => {
-                    layer.append_link(&mut header, path, &target)
-                }
-                _ => layer.append_data(&mut header, path, entry),
-            }
-            .expect("a tar in memory");
-        }
+        let mut layer = tar::Builder::new(self.entries().to_vec());
         append(&mut layer, path, mode, content);
         Self::of_layer(
             &self.name,
