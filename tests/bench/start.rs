@@ -16,6 +16,7 @@ use std::{env, fs, process::ExitCode, time::Instant};
 use brig_tests::{
     brig::{Brig, Output},
     http, leftovers, machine,
+    smaps::{self, Mapping},
 };
 
 use crate::figures::{Figures, quantile, table};
@@ -256,24 +257,14 @@ fn available_kib() -> u64 {
         .unwrap_or(0)
 }
 
-/// Proportional set size of a process, and what of it is the guest's memory: the template's file or a memfd (proc(5),
-/// `/proc/pid/smaps`).
+/// Proportional set size of a process, and what of it is the guest's memory.
 fn pss_kib(pid: u32) -> Option<(f64, f64)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
-    let (mut all, mut memory, mut is_memory) = (0.0, 0.0, false);
-    for line in text.lines() {
-        if let Some(pss) = line.strip_prefix("Pss:") {
-            let pss: f64 = pss.split_whitespace().next()?.parse().ok()?;
-            all += pss;
-            memory += if is_memory { pss } else { 0.0 };
-        } else if line
-            .split_whitespace()
-            .next()
-            .is_some_and(|word| word.contains('-'))
-        {
-            // The head of a mapping: its addresses first, its file last.
-            is_memory = line.contains("/templates/") || line.contains("memfd:");
-        }
-    }
-    Some((all, memory))
+    let all = smaps::of_process(pid)?;
+    let sum = |of: &dyn Fn(&Mapping) -> bool| -> u64 {
+        all.iter()
+            .filter(|&mapping| of(mapping))
+            .map(|mapping| mapping.pss_kib)
+            .sum()
+    };
+    Some((sum(&|_| true) as f64, sum(&|mapping| mapping.is_guest) as f64))
 }

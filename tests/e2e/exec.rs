@@ -13,7 +13,7 @@ use brig_tests::{
     brig::{Brig, finish},
     leftovers::processes_of_sandbox,
     machine::{Need, is_rig},
-    tests,
+    smaps, tests,
 };
 
 tests! {
@@ -206,7 +206,7 @@ fn many_commands_leave_nothing_behind() {
             "{before:?} {after:?}"
         );
         assert!(
-            after.resident_kib <= before.resident_kib + 1024 + 2 * count() as u64,
+            after.anonymous_kib <= before.anonymous_kib + 1024 + 2 * count() as u64,
             "{before:?} {after:?}"
         );
     }
@@ -269,7 +269,7 @@ fn the_health_the_ports_and_the_volumes_of_an_image_are_honoured() {
 struct Footprint {
     _name: String,
     descriptors: usize,
-    resident_kib: u64,
+    anonymous_kib: u64,
 }
 
 /// Supervisor and VMM of a sandbox.
@@ -280,13 +280,15 @@ fn footprint(brig: &Brig, id: &str) -> Vec<Footprint> {
         .into_iter()
         .map(|process| {
             let directory = format!("/proc/{}", process.pid);
-            let status = fs::read_to_string(format!("{directory}/status")).unwrap();
-            // Anonymous memory alone: that of the guest is a file's.
-            let line = status.lines().find(|line| line.starts_with("RssAnon")).unwrap();
+            // Not the pages that the guest wrote to: those are bounded by the guest's size.
+            let own = smaps::of_process(process.pid).unwrap().into_iter();
+            let anonymous = own
+                .filter(|mapping| !mapping.is_guest)
+                .map(|mapping| mapping.anonymous_kib);
             Footprint {
                 _name: process.name,
                 descriptors: fs::read_dir(format!("{directory}/fd")).unwrap().count(),
-                resident_kib: line.split_whitespace().nth(1).unwrap().parse().unwrap(),
+                anonymous_kib: anonymous.sum(),
             }
         })
         .collect();

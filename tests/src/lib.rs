@@ -13,6 +13,7 @@
 //! | [`host`] | commands on a host that lacks something: `/dev/kvm`, rights, space |
 //! | [`http`] | a client that does no more than a test tells it |
 //! | [`pty`] | a terminal that a test types on and looks at |
+//! | [`smaps`] | what a process has in memory |
 //! | [`leftovers`] | what of a brig is still on the host |
 
 pub mod archive;
@@ -24,5 +25,6 @@ pub mod machine;
 pub mod pty;
 pub mod registry;
 pub mod server;
+pub mod smaps;
 pub mod store;
 pub mod suite;
