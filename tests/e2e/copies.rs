@@ -23,7 +23,7 @@ use tempfile::NamedTempFile;
 
 tests! {
     Need::Kvm =>
-        each_copy_has_a_machine_id_of_its_own,
+        a_copy_has_a_machine_id_of_its_own_and_the_clock_of_its_save,
         an_image_without_a_machine_id_gets_none,
         a_fork_starts_as_many_copies_as_asked_for,
         a_fork_that_is_interrupted_leaves_no_copy_half_way;
@@ -35,7 +35,7 @@ tests! {
 /// The machine id of the image `fixed`.
 const OF_IMAGE: &str = "0123456789abcdef0123456789abcdef";
 
-fn each_copy_has_a_machine_id_of_its_own() {
+fn a_copy_has_a_machine_id_of_its_own_and_the_clock_of_its_save() {
     let brig = Brig::new();
     let image = Image::of_busybox("fixed", json!({ "Cmd": ["sh"] }));
     let image = image.with_file("etc/machine-id", 0o444, format!("{OF_IMAGE}\n").as_bytes());
@@ -68,7 +68,16 @@ fn each_copy_has_a_machine_id_of_its_own() {
     brig.ok(&[&["run", "-d", "-p", "127.0.0.1:0:80"], &server[..]].concat());
     let ask = |name: &str| served(brig.port(name, "80/tcp"));
     see(&ask("server"));
+    let uptime = |name: &str| {
+        let text = brig.ok(&["exec", name, "cat", "/proc/uptime"]);
+        Duration::from_secs_f64(text.split_whitespace().next().unwrap().parse().unwrap())
+    };
+    let (asked, saved_at) = (Instant::now(), uptime("server"));
     brig.ok(&["snapshot", "create", "server", "now"]);
+    let saved = Instant::now();
+    // Long against the hundredths of a second in which the guest tells it.
+    thread::sleep(Duration::from_secs(2));
+    let stood = saved.elapsed();
     for name in ["one", "other"] {
         let copy = [
             "run",
@@ -83,6 +92,12 @@ fn each_copy_has_a_machine_id_of_its_own() {
         brig.ok(&copy);
         let id = ask(name);
         see(&id);
+        // Its monotonic clock stood still meanwhile: no timer of a program has run out before its time.
+        let (went_on, passed) = (uptime(name) - saved_at, asked.elapsed());
+        assert!(
+            went_on <= passed - stood + Duration::from_millis(20),
+            "{went_on:?} of {passed:?}, {stood:?} of them saved"
+        );
         brig.ok(&["kill", name]);
         brig.ok(&["wait", name]);
         brig.ok(&["start", name]);

@@ -35,6 +35,7 @@ pub const CPUID_MASKS: &[FeatureMask] = &[
     FeatureMask {
         leaf: 1,
         subleaf: 0,
+        eax: 0,
         ebx: 0,
         // FMA, CMPXCHG16B, MOVBE, POPCNT, AVX, F16C, RDRAND. Not XSAVE: programs see AVX
         // whatever is said here, so the kernel has to save it.
@@ -45,6 +46,7 @@ pub const CPUID_MASKS: &[FeatureMask] = &[
         leaf: 7,
         subleaf: 0,
         // FSGSBASE, BMI1, HLE, AVX2, SMEP, BMI2, ERMS, INVPCID, RTM, AVX512F, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB
+        eax: 0,
         ebx: 1
             | 1 << 3
             | 1 << 4
@@ -68,9 +70,29 @@ pub const CPUID_MASKS: &[FeatureMask] = &[
     FeatureMask {
         leaf: 0x8000_0001,
         subleaf: 0,
+        eax: 0,
         ebx: 0,
         // LZCNT, XOP, FMA4, TBM
         ecx: 1 << 5 | 1 << 11 | 1 << 16 | 1 << 21,
+        edx: 0,
+    },
+    FeatureMask {
+        leaf: 0x8000_0007,
+        subleaf: 0,
+        eax: 0,
+        ebx: 0,
+        ecx: 0,
+        // The time stamp counter is the host's own and cannot be set, so it is no clock for a guest that is saved and
+        // restored: the paravirtual clock can be set.
+        edx: 1 << 8,
+    },
+    FeatureMask {
+        leaf: 0x4000_0001,
+        subleaf: 0,
+        // Asynchronous page faults: each restore begins with the search of 256 locked lists for those that wait.
+        eax: 1 << 4 | 1 << 14,
+        ebx: 0,
+        ecx: 0,
         edx: 0,
     },
 ];

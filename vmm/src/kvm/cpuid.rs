@@ -33,6 +33,8 @@ pub struct FeatureMask {
     pub leaf: u32,
     /// ECX.
     pub subleaf: u32,
+    /// Bits of EAX to clear.
+    pub eax: u32,
     /// Bits of EBX to clear.
     pub ebx: u32,
     /// Bits of ECX to clear.
@@ -59,6 +61,7 @@ pub fn for_guest(kvm: &Kvm, vcpus: u8, masks: &[FeatureMask]) -> Result<Vec<kvm_
     for entry in &mut entries {
         for mask in masks {
             if (mask.leaf, mask.subleaf) == (entry.function, entry.index) {
+                entry.eax &= !mask.eax;
                 entry.ebx &= !mask.ebx;
                 entry.ecx &= !mask.ecx;
                 entry.edx &= !mask.edx;
