@@ -52,7 +52,7 @@ test: build test-unit test-e2e
 test-unit:
 	tests/install-packages test
 	kernel=$(CURDIR)/$(BRIG_LIB)/vmlinux; [ ! -f $$kernel ] || export BRIG_TEST_KERNEL=$$kernel; \
-		cargo test --locked --workspace --exclude brig-tests
+		cargo test --locked --workspace --exclude brig-tests --no-fail-fast
 
 test-e2e:
 	cargo test --locked -p brig-tests
