@@ -1,7 +1,8 @@
 //! All sandboxes of a root: making, finding, listing and removing them.
 
 use std::{
-    fs, io,
+    fs::{self, File, TryLockError},
+    io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
@@ -168,7 +169,11 @@ impl Registry {
         if path.join("layer").exists() {
             cgroups::forget(id);
         }
-        match fs::rename(&path, &hidden).and_then(|()| remove_tree(&hidden)) {
+        let removed = claim(&path).and_then(|_claimed| {
+            fs::rename(&path, &hidden)?;
+            remove_tree(&hidden)
+        });
+        match removed {
             Ok(()) => Ok(()),
             // Another removal or a sweep was faster.
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -205,12 +210,14 @@ impl Registry {
         Lock::take(&self.directory.with_extension("lock"))
     }
 
-    /// Removes what a killed creation or removal left. The caller holds the lock, so no creation is under way; a
-    /// removal that is has nothing against help.
+    /// Removes what a killed creation or removal left. The caller holds the lock, so no creation is under way.
     fn sweep(&self) {
         for name in self.names().unwrap_or_default() {
             if name.starts_with(HIDDEN) {
-                let _ = remove_tree(&self.directory.join(name));
+                let path = self.directory.join(name);
+                if let Ok(Some(_claimed)) = claim(&path) {
+                    let _ = remove_tree(&path);
+                }
             }
         }
     }
@@ -249,6 +256,17 @@ fn make_directory(path: &Path) -> Result<(), Error> {
         .mode(0o700)
         .create(path)
         .map_err(Error::file("make", path))
+}
+
+/// Takes a directory for its removal, until the result is dropped or this process ends; `None` when another has it. Full
+/// directories are moved while a tree goes, so two that remove it would get into each other's way.
+fn claim(path: &Path) -> io::Result<Option<File>> {
+    let directory = File::open(path)?;
+    match directory.try_lock() {
+        Ok(()) => Ok(Some(directory)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(e)) => Err(e),
+    }
 }
 
 #[cfg(test)]
@@ -360,6 +378,20 @@ mod tests {
         fs::create_dir(registry.directory.join(".new-dead")).unwrap();
         create(&registry, None).unwrap();
         assert_eq!(registry.names().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_removal_that_is_under_way_is_left_alone_until_its_process_ends() {
+        let (_temporary, registry) = registry();
+        let going = registry.directory.join(".removed-0");
+        fs::create_dir(&going).unwrap();
+        let claimed = claim(&going).unwrap().unwrap();
+        assert!(claim(&going).unwrap().is_none());
+        registry.sweep();
+        assert!(going.exists());
+        drop(claimed);
+        registry.sweep();
+        assert!(!going.exists());
     }
 
     #[test]
