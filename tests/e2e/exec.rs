@@ -11,6 +11,7 @@ use std::{
 use brig_tests::{
     archive::{Image, sha256},
     brig::{Brig, finish},
+    http,
     leftovers::processes_of_sandbox,
     machine::{Need, is_rig},
     smaps, tests,
@@ -252,9 +253,9 @@ fn the_health_the_ports_and_the_volumes_of_an_image_are_honoured() {
         brig.inspect("well", "/Config/Healthcheck/Timeout"),
         60_000_000_000u64
     );
-    // The port that the image exposes answers.
-    let answer = brig_tests::http::get(brig.port("well", "80/tcp"), "/ok").unwrap();
-    assert_eq!(answer.status, 200);
+    // The port that the image exposes answers, once the server listens: the check asks for the file alone.
+    let address = brig.port("well", "80/tcp");
+    wait_until(|| http::get(address, "/ok").is_ok_and(|answer| answer.status == 200));
     brig.ok(&["exec", "well", "rm", "/ok"]);
     wait_until(|| status("(unhealthy)"));
     assert!(brig.inspect("well", "/State/Health/FailingStreak").as_u64() >= Some(1));
