@@ -13,7 +13,7 @@ use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 pub use self::state::{RestoreError, TransportState};
-use super::{Activation, F_EVENT_IDX, F_VERSION_1, SharedDevice, interrupt::Interrupt};
+use super::{Activation, F_EVENT_IDX, F_VERSION_1, SharedDevice, interrupt::Interrupt, wakers::Wakers};
 use crate::{lock::lock, memory::Memory};
 
 /// "virt" in little endian.
@@ -66,8 +66,8 @@ pub struct MmioTransport {
     offered: u64,
     memory: Arc<Memory>,
     interrupt: Arc<Interrupt>,
-    /// Wakes the device's thread for a queue: all work on queues is done there.
-    notifications: Vec<EventFd>,
+    /// All work on queues is done on the device's thread.
+    wakers: Arc<Wakers>,
     status: u32,
     device_features_select: u32,
     driver_features_select: u32,
@@ -112,7 +112,7 @@ impl MmioTransport {
             offered,
             memory,
             interrupt,
-            notifications,
+            wakers: Arc::new(Wakers::new(notifications)),
             status: 0,
             device_features_select: 0,
             driver_features_select: 0,
@@ -166,7 +166,7 @@ impl MmioTransport {
                 self.configure_queue(offset, value);
             }
             // Reached only where KVM has no event for it: not for a queue that exists.
-            QUEUE_NOTIFY => self.wake(value as usize),
+            QUEUE_NOTIFY => self.wakers.wake(value as usize),
             INTERRUPT_ACK => self.interrupt.acknowledge(value),
             STATUS => self.set_status(value),
             _ => {}
@@ -264,23 +264,10 @@ impl MmioTransport {
             memory: Arc::clone(&self.memory),
             queues,
             interrupt: Arc::clone(&self.interrupt),
+            wakers: Arc::clone(&self.wakers),
         });
-        self.wake_all();
-    }
-
-    /// Has the device's thread look into a queue. Its number is the driver's.
-    fn wake(&self, queue: usize) {
-        if let Some(notification) = self.notifications.get(queue) {
-            // It fails when the counter is at its end: then the thread has enough to do.
-            let _ = notification.write(1);
-        }
-    }
-
-    /// Has it look into every queue: a device that has just become active does not know what is in them.
-    fn wake_all(&self) {
-        for queue in 0..self.notifications.len() {
-            self.wake(queue);
-        }
+        // A device that has just become active does not know what is in its queues.
+        self.wakers.wake_all();
     }
 
     fn reset(&mut self) {

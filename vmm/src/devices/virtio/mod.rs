@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`mmio`] | the registers: negotiation, queue addresses, status; hands the device its queues when all is settled |
 //! | [`interrupt`] | the way back: the status register and the interrupt line |
+//! | [`wakers`] | how a device's thread is woken for a queue |
 //! | [`chain`] | a descriptor chain as bounded lists of buffers |
 //! | [`block`], [`vsock`], [`entropy`] | the devices |
 //!
@@ -17,15 +18,17 @@ pub mod entropy;
 pub mod interrupt;
 pub mod mmio;
 pub mod vsock;
+pub mod wakers;
 
 use std::sync::{Arc, Mutex};
 
 use rustix::event::epoll::EventFlags;
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueT};
 
 use self::{
     chain::{Chain, ChainError},
     interrupt::Interrupt,
+    wakers::Wakers,
 };
 use crate::memory::Memory;
 
@@ -50,6 +53,8 @@ pub struct Activation {
     pub queues: Vec<Queue>,
     /// How the driver is told of used buffers.
     pub interrupt: Arc<Interrupt>,
+    /// How the device's thread is woken once more for what a turn was too short for.
+    pub wakers: Arc<Wakers>,
 }
 
 /// A device as the transport and the event loop see it.
@@ -99,25 +104,118 @@ pub(crate) fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
     data[..bytes].copy_from_slice(&rest[..bytes]);
 }
 
-/// Serves every chain that the driver has put into `queue`, and asks to be told of the next. `serve` returns how many bytes
-/// it wrote to the chain; a damaged chain comes as an error.
+/// The next chain of `queue`. When there is none, asks to be told of the next.
+///
+/// A driver whose index makes no sense has none: what it says next is looked at when it notifies the device again, so that it
+/// keeps nobody busy.
+pub(crate) fn next_chain<'m>(queue: &mut Queue, memory: &'m Memory) -> Option<DescriptorChain<&'m Memory>> {
+    if let Some(chain) = queue.pop_descriptor_chain(memory) {
+        return Some(chain);
+    }
+    // True when a chain has come meanwhile, or the index makes no sense; an error means that the rings are gone.
+    match queue.enable_notification(memory) {
+        Ok(true) => queue.pop_descriptor_chain(memory),
+        _ => None,
+    }
+}
+
+/// Serves the chains that the driver has put into queue `index`, and asks to be told of the next; then tells the driver. `serve`
+/// returns how many bytes it wrote to the chain; a damaged chain comes as an error.
+///
+/// It is a turn: as many chains as the queue holds. A driver that goes on adding to it is served again after everybody else who
+/// waits for the device's thread.
 pub(crate) fn drain_queue(
-    queue: &mut Queue,
-    memory: &Memory,
+    active: &mut Activation,
+    index: usize,
     mut serve: impl FnMut(Result<Chain<'_>, ChainError>) -> u32,
 ) {
-    loop {
-        while let Some(descriptors) = queue.pop_descriptor_chain(memory) {
-            let head = descriptors.head_index();
-            let written = serve(Chain::new(memory, descriptors));
-            // It fails only for a head outside of the queue, which does not get here.
-            if queue.add_used(memory, head, written).is_err() {
-                return;
-            }
+    let memory = &*active.memory;
+    let queue = &mut active.queues[index];
+    let mut left = queue.size();
+    while let Some(descriptors) = next_chain(queue, memory) {
+        let head = descriptors.head_index();
+        let written = serve(Chain::new(memory, descriptors));
+        // It fails only for a head outside of the queue: that queue is not served any more.
+        if queue.add_used(memory, head, written).is_err() {
+            break;
         }
-        // True when a chain has come meanwhile; an error means that the rings are gone.
-        if !queue.enable_notification(memory).unwrap_or(false) {
-            return;
+        left -= 1;
+        if left == 0 {
+            active.wakers.wake(index);
+            break;
+        }
+    }
+    active.interrupt.signal_used(queue, memory);
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+    use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+    use super::*;
+    use crate::memory;
+
+    const SIZE: u16 = 16;
+    const AVAILABLE: u32 = 0x2000;
+
+    /// A device's side of a queue in memory of zeros: each chain is an empty buffer. And what wakes the device.
+    fn active(memory: &Arc<Memory>) -> (Activation, EventFd) {
+        let mut queue = Queue::new(SIZE).unwrap();
+        queue.set_desc_table_address(Some(0x1000), None);
+        queue.set_avail_ring_address(Some(AVAILABLE), None);
+        queue.set_used_ring_address(Some(0x3000), None);
+        queue.set_ready(true);
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        let activation = Activation {
+            memory: Arc::clone(memory),
+            queues: vec![queue],
+            interrupt: Arc::new(Interrupt::new().unwrap()),
+            wakers: Arc::new(Wakers::new(vec![event.try_clone().unwrap()])),
+        };
+        (activation, event)
+    }
+
+    /// Says how many chains have been added so far.
+    fn set_available(memory: &Memory, index: u16) {
+        memory
+            .write_obj(index, GuestAddress(u64::from(AVAILABLE) + 2))
+            .unwrap();
+    }
+
+    #[test]
+    fn an_index_that_makes_no_sense_keeps_nobody_busy() {
+        let memory = memory::create(1 << 20).unwrap();
+        let (mut active, event) = active(&memory);
+        for index in [SIZE + 1, 0x8000, u16::MAX] {
+            set_available(&memory, index);
+            drain_queue(&mut active, 0, |_| panic!("there is no chain"));
+        }
+        assert!(event.read().is_err(), "it waits for the driver");
+        // It has not lost its place.
+        set_available(&memory, 1);
+        let mut served = 0;
+        drain_queue(&mut active, 0, |chain| {
+            served += usize::from(chain.is_ok());
+            0
+        });
+        assert_eq!(served, 1);
+    }
+
+    #[test]
+    fn a_driver_that_adds_without_end_is_served_in_turns() {
+        let memory = memory::create(1 << 20).unwrap();
+        let (mut active, event) = active(&memory);
+        set_available(&memory, 1);
+        let mut served = 0;
+        for turn in 1..=3 {
+            drain_queue(&mut active, 0, |_| {
+                served += 1;
+                set_available(&memory, served + 1);
+                0
+            });
+            assert_eq!(served, turn * SIZE);
+            assert_eq!(event.read().unwrap(), 1, "it has another turn");
         }
     }
 }

@@ -10,7 +10,9 @@ use super::{
     disk::{Disk, SECTOR_BYTES, SEGMENT_ALIGNMENT},
     request::{self, RANGE_SECTORS_MAX, RANGES_MAX},
 };
-use crate::devices::virtio::{Activation, F_COMMON, VirtioDevice, chain::Chain, read_config_bytes};
+use crate::devices::virtio::{
+    Activation, F_COMMON, VirtioDevice, chain::Chain, next_chain, read_config_bytes,
+};
 
 const DEVICE_TYPE: u32 = 2;
 const QUEUE_SIZE: u16 = 256;
@@ -108,7 +110,8 @@ impl VirtioDevice for Block {
         };
         let memory = &*active.memory;
         let queue = &mut active.queues[0];
-        while let Some(descriptors) = queue.pop_descriptor_chain(memory) {
+        let mut left = queue.size();
+        while let Some(descriptors) = next_chain(queue, memory) {
             let head = descriptors.head_index();
             let written = Chain::new(memory, descriptors)
                 .and_then(|chain| request::execute(&self.disk, chain))
@@ -118,8 +121,12 @@ impl VirtioDevice for Block {
             }
             // Each request is told of at once: the driver may wait for just this one while the next takes long.
             active.interrupt.signal_used(queue, memory);
-            // Asks to be told of the next request. One that is there already is taken by the loop.
-            let _ = queue.enable_notification(memory);
+            // A driver that goes on adding requests waits for those of other disks.
+            left -= 1;
+            if left == 0 {
+                active.wakers.wake(0);
+                break;
+            }
         }
     }
 }
@@ -171,6 +178,7 @@ mod tests {
             memory: Arc::clone(memory),
             queues: vec![ring.create_queue().unwrap()],
             interrupt: Arc::new(Interrupt::new().unwrap()),
+            wakers: Arc::default(),
         });
         device.queue_notified(0);
         device.reset();

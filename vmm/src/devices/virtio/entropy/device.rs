@@ -48,10 +48,7 @@ impl VirtioDevice for Entropy {
         let Some(active) = &mut self.active else {
             return;
         };
-        let memory = &*active.memory;
-        let queue = &mut active.queues[0];
-        drain_queue(queue, memory, |chain| chain.map_or(0, |chain| fill(&chain)));
-        active.interrupt.signal_used(queue, memory);
+        drain_queue(active, 0, |chain| chain.map_or(0, |chain| fill(&chain)));
     }
 }
 
@@ -93,6 +90,7 @@ mod tests {
             memory: Arc::clone(&memory),
             queues: vec![ring.create_queue().unwrap()],
             interrupt: Arc::clone(&interrupt),
+            wakers: Arc::default(),
         });
         device.queue_notified(0);
         assert_eq!(ring.used().idx().load(), 2);

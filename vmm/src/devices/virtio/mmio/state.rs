@@ -147,8 +147,9 @@ impl MmioTransport {
                 memory: Arc::clone(&self.memory),
                 queues,
                 interrupt: Arc::clone(&self.interrupt),
+                wakers: Arc::clone(&self.wakers),
             });
-            self.wake_all();
+            self.wakers.wake_all();
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ use crate::{
     devices::virtio::{
         Activation, F_COMMON, VirtioDevice,
         chain::{Buffers, Chain},
-        drain_queue, read_config_bytes,
+        drain_queue, next_chain, read_config_bytes,
     },
     event_loop::StreamRegistry,
     memory::Memory,
@@ -215,23 +215,17 @@ impl Vsock {
         }
     }
 
-    /// Takes every packet that the guest has sent.
+    /// Takes the packets that the guest has sent: a turn of them.
     fn empty_tx(&mut self) {
         let Some(mut active) = self.active.take() else {
             return;
         };
-        let Activation {
-            memory,
-            queues,
-            interrupt,
-        } = &mut active;
-        drain_queue(&mut queues[TX_QUEUE], memory, |chain| {
+        drain_queue(&mut active, TX_QUEUE, |chain| {
             if let Ok(chain) = chain {
                 self.receive(chain.readable);
             }
             0
         });
-        interrupt.signal_used(&mut queues[TX_QUEUE], memory);
         self.active = Some(active);
     }
 
@@ -300,7 +294,8 @@ impl Vsock {
         }
     }
 
-    /// Sends to the guest for as long as there is something to say and room in its queue.
+    /// Sends to the guest for as long as there is something to say and room in its queue: a turn, after which others who wait for
+    /// the device's thread have theirs.
     fn fill_rx(&mut self) {
         let Some(mut active) = self.active.take() else {
             return;
@@ -309,9 +304,17 @@ impl Vsock {
             memory,
             queues,
             interrupt,
+            wakers,
         } = &mut active;
         let queue = &mut queues[RX_QUEUE];
-        while self.wants_to_send() && self.fill_one(queue, memory) {}
+        let mut left = queue.size();
+        while self.wants_to_send() && self.fill_one(queue, memory) {
+            left -= 1;
+            if left == 0 {
+                wakers.wake(RX_QUEUE);
+                break;
+            }
+        }
         interrupt.signal_used(queue, memory);
         self.active = Some(active);
     }
@@ -322,9 +325,8 @@ impl Vsock {
 
     /// Fills one chain of the receive queue. False when there is none, or the queue is broken.
     fn fill_one(&mut self, queue: &mut Queue, memory: &Memory) -> bool {
-        let Some(descriptors) = queue.pop_descriptor_chain(memory) else {
-            // Asks to be told of the next chain; true when one has come meanwhile.
-            return queue.enable_notification(memory).unwrap_or(false);
+        let Some(descriptors) = next_chain(queue, memory) else {
+            return false;
         };
         let head = descriptors.head_index();
         let room = Chain::new(memory, descriptors).map(|chain| chain.writable);

@@ -134,6 +134,7 @@ impl Guest {
             memory: Arc::clone(&self.memory),
             queues: vec![self.rx.queue(), self.tx.queue(), Ring::new(3).queue()],
             interrupt: Arc::new(Interrupt::new().unwrap()),
+            wakers: Arc::default(),
         });
         for queue in 0..2 {
             lock(&*self.device).queue_notified(queue);
