@@ -11,6 +11,7 @@ mod copies;
 mod crash;
 mod exec;
 mod habits;
+mod hostile_guest;
 mod hosts;
 mod image_store;
 mod images;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         crash::TESTS,
         exec::TESTS,
         habits::TESTS,
+        hostile_guest::TESTS,
         hosts::TESTS,
         image_store::TESTS,
         images::TESTS,
