@@ -1,13 +1,17 @@
 //! All sandboxes of a root: making, finding, listing and removing them.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
 use brig_image_store::removal::remove_tree;
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 use serde::Deserialize;
 
 use super::{Config, Directory, Sandbox, lock::Lock};
@@ -262,10 +266,10 @@ fn make_directory(path: &Path) -> Result<(), Error> {
 /// directories are moved while a tree goes, so two that remove it would get into each other's way.
 fn claim(path: &Path) -> io::Result<Option<File>> {
     let directory = File::open(path)?;
-    match directory.try_lock() {
+    match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(directory)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(e)) => Err(e),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(e) => Err(e.into()),
     }
 }
 
