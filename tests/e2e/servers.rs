@@ -23,6 +23,8 @@ tests! {
         postgres_makes_its_cluster_once_and_lets_psql_in_with_the_password;
     Need::KvmAndServer { image: "python", client: "python3" } => python_answers_a_python_script;
     Need::KvmAndServer { image: "node", client: "curl" } => node_answers_curl;
+    // Minutes until it listens where KVM interprets the guest's kernel.
+    Need::StandardKvmAndServer { image: "java", client: "curl" } => copies_of_a_warm_java_have_not_begun_again;
 }
 
 /// Between two questions whether a server is there by now.
@@ -243,6 +245,45 @@ print(answer['imported'])
     }
     remove_copies(&brig, "python");
     brig.ok(&["rm", "-f", "python"]);
+    brig.assert_nothing_left();
+}
+
+fn copies_of_a_warm_java_have_not_begun_again() {
+    // It is compiled when it starts. It says when its main began, and how often it has been asked.
+    let server = r#"
+import com.sun.net.httpserver.HttpServer;
+public class Server {
+    static long asked;
+    public static void main(String[] arguments) throws Exception {
+        long began = System.nanoTime();
+        HttpServer server = HttpServer.create(new java.net.InetSocketAddress(8000), 0);
+        server.createContext("/", exchange -> {
+            byte[] answer = (began + " " + ++asked).getBytes();
+            exchange.sendResponseHeaders(200, answer.length);
+            exchange.getResponseBody().write(answer);
+            exchange.close();
+        });
+        server.start();
+        System.out.println("listening");
+    }
+}
+"#;
+    let brig = Brig::new();
+    let script = "printf %s \"$1\" >/tmp/Server.java && exec java -XX:+UseSerialGC /tmp/Server.java";
+    let more = ["-m", "768m", "java", "sh", "-c", script, "sh", server];
+    let address = start(&brig, "java", "8000", &more, "listening");
+    let ask = |address: SocketAddr| {
+        let said = answer("curl", &["-sS", "--fail", &format!("http://{address}/")]);
+        let (began, asked) = said.split_once(' ').unwrap();
+        (began.to_owned(), asked.parse::<u64>().unwrap())
+    };
+    let (began, _) = ask(address);
+    assert_eq!(ask(address), (began.clone(), 2));
+    for address in warm_copies(&brig, "java", "8000") {
+        assert_eq!(ask(address), (began.clone(), 3));
+    }
+    remove_copies(&brig, "java");
+    brig.ok(&["rm", "-f", "java"]);
     brig.assert_nothing_left();
 }
 
