@@ -59,6 +59,10 @@ pub enum Command {
     #[command(after_help = RUN_EXAMPLES, disable_help_flag = true,
               override_usage = "brig run [OPTIONS] IMAGE [COMMAND] [ARGUMENT]...")]
     Run(Box<Run>),
+    /// Make a sandbox of an image and do not start it
+    #[command(after_help = CREATE_EXAMPLES, disable_help_flag = true,
+              override_usage = "brig create [OPTIONS] IMAGE [COMMAND] [ARGUMENT]...")]
+    Create(Box<Create>),
     /// List sandboxes
     #[command(after_help = PS_EXAMPLES)]
     Ps(Ps),
@@ -175,7 +179,7 @@ pub struct Handed {
     pub words: Vec<OsString>,
 }
 
-/// When `run` pulls the image.
+/// When `run` and `create` pull the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum PullPolicy {
     /// Each time: the registry may have a newer one.
@@ -197,6 +201,14 @@ Examples:
   brig run --rm -it debian-slim bash               with a terminal; ctrl-p ctrl-q leaves it running
   brig run --rm --isolation container busybox uname -a
   brig run --rm -m 1g --cpus 2 -e DEBUG=1 -u 1000:1000 IMAGE COMMAND";
+
+const CREATE_EXAMPLES: &str = "\
+Prints the sandbox's id. The image is pulled and unpacked now, so that `brig start` finds all that it needs.
+
+Examples:
+  brig create --name web -p 8080:80 welcome && brig start web
+  brig create -i --name count busybox wc -c && echo hello | brig start -ai count
+  brig create --pull always --max-image-size 200m nginx";
 
 const EXEC_EXAMPLES: &str = "\
 Exit codes are Docker's: 126 when the command cannot be executed, 127 when it is not there, 1 when brig itself fails, otherwise
@@ -228,6 +240,23 @@ pub struct Run {
     /// Run in the background and print the sandbox's id
     #[arg(short, long)]
     pub detach: bool,
+    /// The keys that leave the sandbox running: ctrl-p,ctrl-q otherwise
+    #[arg(long, value_name = "KEYS")]
+    pub detach_keys: Option<DetachKeys>,
+    /// Pass signals on to the process
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub sig_proxy: bool,
+    /// Print where the time went; `full`: and what the guest cost until then
+    #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "stages")]
+    pub timing: Option<TimingDetail>,
+    #[command(flatten)]
+    pub create: Create,
+}
+
+/// Options of `create`, and of `run`.
+#[derive(Debug, Args)]
+pub struct Create {
     /// Remove the sandbox when its process ends
     #[arg(long)]
     pub rm: bool,
@@ -237,13 +266,6 @@ pub struct Run {
     /// Give the process a terminal
     #[arg(short, long)]
     pub tty: bool,
-    /// The keys that leave the sandbox running: ctrl-p,ctrl-q otherwise
-    #[arg(long, value_name = "KEYS")]
-    pub detach_keys: Option<DetachKeys>,
-    /// Pass signals on to the process
-    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true,
-          default_missing_value = "true", action = clap::ArgAction::Set)]
-    pub sig_proxy: bool,
     /// Publish a TCP port: 8080:80, 127.0.0.1:8080:80, 80 (a free port), 8080-8082:80-82
     #[arg(short, long, value_name = "[[IP:]PORT:]PORT", value_parser = parse_ports)]
     pub publish: Vec<Ports>,
@@ -318,7 +340,7 @@ pub struct Run {
     /// Write the sandbox's id to this file, which must not be there
     #[arg(long, value_name = "FILE")]
     pub cidfile: Option<PathBuf>,
-    /// Pull the image from its registry before it is run
+    /// Pull the image from its registry first
     #[arg(long, value_name = "WHEN", default_value = "missing")]
     pub pull: PullPolicy,
     /// No progress while the image is pulled
@@ -340,9 +362,6 @@ pub struct Run {
           "entrypoint", "memory", "cpus",
           "no_template", "words"])]
     pub snapshot: Option<String>,
-    /// Print where the time went; `full`: and what the guest cost until then
-    #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "stages")]
-    pub timing: Option<TimingDetail>,
     /// The image (a name, or the start of an id), then the command and its arguments; the image's otherwise
     // One argument for both: clap would take an option of brig's that is the command's first word for brig's.
     #[arg(
@@ -356,7 +375,7 @@ pub struct Run {
     help: Option<bool>,
 }
 
-impl Run {
+impl Create {
     /// The image as the user wrote it.
     pub fn image(&self) -> &str {
         self.words.first().map_or("", String::as_str)
@@ -787,8 +806,8 @@ mod tests {
     #[test]
     fn what_follows_the_image_belongs_to_the_command() {
         let run = run(&["--rm", "-i", "img", "sh", "-c", "echo -n x", "--rm", "-p"]).unwrap();
-        assert_eq!(run.image(), "img");
-        assert_eq!(run.command(), ["sh", "-c", "echo -n x", "--rm", "-p"]);
+        assert_eq!(run.create.image(), "img");
+        assert_eq!(run.create.command(), ["sh", "-c", "echo -n x", "--rm", "-p"]);
     }
 
     #[test]
@@ -806,10 +825,13 @@ mod tests {
         ] {
             let run = run(&["img", option, "--help"]).unwrap();
             assert_eq!(
-                (run.image(), run.command()),
+                (run.create.image(), run.create.command()),
                 ("img", &[option.to_owned(), "--help".to_owned()][..])
             );
-            assert!(!run.detach && !run.rm && run.name.is_none(), "{option}");
+            assert!(
+                !run.detach && !run.create.rm && run.create.name.is_none(),
+                "{option}"
+            );
         }
         let help = run(&["--help", "img"]).unwrap_err();
         assert_eq!(help.kind(), ErrorKind::DisplayHelp);
@@ -821,9 +843,61 @@ mod tests {
     }
 
     #[test]
+    fn create_takes_what_run_takes_but_what_is_of_a_start() {
+        let create = |words: &[&str]| {
+            let words = ["brig", "create"].iter().chain(words);
+            Arguments::try_parse_from(words).map(|arguments| match arguments.command {
+                Command::Create(create) => *create,
+                other => panic!("{other:?}"),
+            })
+        };
+        let made = create(&[
+            "-it",
+            "--rm",
+            "-p",
+            "80",
+            "--pull",
+            "always",
+            "--max-image-size",
+            "1m",
+            "-h",
+            "box",
+            "img",
+            "sh",
+            "-d",
+        ]);
+        let made = made.unwrap();
+        assert_eq!(
+            (made.image(), made.command()),
+            ("img", &["sh".to_owned(), "-d".to_owned()][..])
+        );
+        assert!(made.interactive && made.tty && made.rm);
+        assert_eq!(
+            (made.pull, made.max_image_size.bytes()),
+            (PullPolicy::Always, 1 << 20)
+        );
+        assert_eq!(
+            create(&["--snapshot", "warm"]).unwrap().snapshot.as_deref(),
+            Some("warm")
+        );
+        for option in ["-d", "--detach-keys=a", "--sig-proxy", "--timing"] {
+            let error = create(&[option, "img"]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::UnknownArgument, "{option}");
+        }
+        let help = create(&["--help"]).unwrap_err().to_string();
+        assert!(
+            help.contains("Usage: brig create [OPTIONS] IMAGE [COMMAND]"),
+            "{help}"
+        );
+    }
+
+    #[test]
     fn a_snapshot_takes_the_place_of_the_image() {
         let from = run(&["-d", "-p", "80", "--snapshot", "warm"]).unwrap();
-        assert_eq!((from.snapshot.as_deref(), from.image()), (Some("warm"), ""));
+        assert_eq!(
+            (from.create.snapshot.as_deref(), from.create.image()),
+            (Some("warm"), "")
+        );
         assert!(run(&["--snapshot", "warm", "img"]).is_err());
         assert!(run(&["--snapshot", "warm", "-m", "1g"]).is_err());
         assert!(run(&["-d"]).is_err());
@@ -832,10 +906,10 @@ mod tests {
     #[test]
     fn short_options_can_be_joined_and_repeated() {
         let run = run(&["-di", "-p", "80", "-p8080:80", "-eA=1", "-h", "box", "img"]).unwrap();
-        assert!(run.detach && run.interactive);
-        assert_eq!(run.publish.len(), 2);
+        assert!(run.detach && run.create.interactive);
+        assert_eq!(run.create.publish.len(), 2);
         assert_eq!(
-            (run.env.as_slice(), run.hostname.as_deref()),
+            (run.create.env.as_slice(), run.create.hostname.as_deref()),
             (&["A=1".to_owned()][..], Some("box"))
         );
     }

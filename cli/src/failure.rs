@@ -27,6 +27,18 @@ impl Failure {
         }
     }
 
+    /// What `create` could not do: `run` cannot either, but has a code of its own for that.
+    pub fn of_create(self) -> Self {
+        Self {
+            code: if self.code == CODE_BRIG {
+                CODE_COMMAND
+            } else {
+                self.code
+            },
+            ..self
+        }
+    }
+
     /// The user interrupted the command before anything ran.
     pub fn interrupted() -> Self {
         Self {

@@ -16,6 +16,7 @@ use crate::{crash, lifecycle, logs, ports, process};
 /// Tests of other files, in containers.
 pub const SHARED: &[Test] = &tests_in_containers! {
     Need::Containers =>
+        lifecycle::a_created_sandbox_waits_for_its_start,
         lifecycle::files_survive_stop_and_start,
         lifecycle::a_stopped_server_exits_as_it_chose,
         lifecycle::stop_kills_what_does_not_listen,

@@ -415,6 +415,20 @@ fn a_sandbox_s_files_are_exported_compared_and_committed() {
     brig.ok(&["stop", "-t", "0", "work"]);
     assert_eq!(brig.ok(&["diff", "work"]), changes);
 
+    // One that has never been started has changed nothing but its configuration.
+    brig.ok(&["create", "--name", "new", "-u", "33", "base", "id", "-u"]);
+    assert_eq!(brig.ok(&["diff", "new"]), "");
+    brig.ok(&["commit", "new", "asked"]);
+    brig.ok(&["rm", "new"]);
+    let asked = brig.ok(&[
+        "image",
+        "inspect",
+        "--format",
+        "{{.Config.Cmd}} {{.Config.User}}",
+        "asked",
+    ]);
+    assert_eq!(asked, "[id -u] 33\n");
+
     let format = |template| brig.ok(&["image", "inspect", "--format", template, "made:1"]);
     assert_eq!(
         format("{{.Config.Cmd}} {{len .RootFS.Layers}} {{.Comment}} {{.Author}}"),

@@ -16,6 +16,7 @@ use brig_tests::{
 
 tests! {
     Need::Kvm =>
+        a_created_sandbox_waits_for_its_start,
         files_survive_stop_and_start,
         a_stopped_server_exits_as_it_chose,
         stop_kills_what_does_not_listen,
@@ -24,6 +25,62 @@ tests! {
         kill_sends_the_signal_that_it_is_told,
         a_running_sandbox_is_removed_by_force_only,
         nothing_is_left_after_many_runs;
+}
+
+pub(crate) fn a_created_sandbox_waits_for_its_start() {
+    let brig = Brig::new();
+    let words = [
+        "create",
+        "-i",
+        "--name",
+        "later",
+        "-p",
+        "127.0.0.1:0:80",
+        "busybox",
+        "sh",
+        "-c",
+        "wc -c; exit 3",
+    ];
+    let id = brig.ok(&words);
+    assert_eq!(id.trim().len(), 64, "{id}");
+    assert!(!brig.ok(&["ps"]).contains("later"));
+    let line = brig.ps_line("later").unwrap();
+    assert!(line.contains(" Created "), "{line}");
+    assert_eq!(
+        brig.ok(&["ps", "-q", "--no-trunc", "--filter", "status=created"]),
+        id
+    );
+    assert_eq!(brig.inspect("later", "/State/Status"), "created");
+    assert_eq!(brig.inspect("later", "/State/StartedAt"), "0001-01-01T00:00:00Z");
+    // What has not been started is neither an error to look at nor to stop; it has no process to reach.
+    assert_eq!(brig.ok(&["logs", "later"]), "");
+    assert_eq!(brig.ok(&["wait", "later"]), "0\n");
+    brig.ok(&["stop", "later"]);
+    for (words, reason) in [
+        (&["kill", "later"][..], "not running"),
+        (&["exec", "later", "true"], "not running"),
+        (&["attach", "later"], "start it first"),
+    ] {
+        let message = brig.fails(1, words);
+        assert!(message.contains(reason), "{message}");
+    }
+    let message = brig.fails(1, &["rmi", "busybox"]);
+    assert!(message.contains("(later)"), "{message}");
+    let message = brig.fails(1, &["create", "--name", "later", "busybox"]);
+    assert!(message.contains("in use"), "{message}");
+    brig.fails(1, &["create", "--pull", "never", "no-such-image"]);
+    brig.fails(125, &["create", "--name", "other", "-e", "=x", "-d", "busybox"]);
+
+    let output = brig.run_with_input(&["start", "-ai", "later"], b"hello".to_vec());
+    assert_eq!((output.stdout.trim(), output.code), ("5", 3), "{output:?}");
+    assert!(brig.ps_line("later").unwrap().contains("Exited (3)"));
+    brig.ok(&["rm", "later"]);
+    brig.ok(&["create", "--name", "never", "busybox"]);
+    assert_eq!(brig.ok(&["rm", "never"]), "never\n");
+    brig.ok(&["create", "--name", "pruned", "busybox"]);
+    brig.ok(&["system", "prune", "-f"]);
+    assert_eq!(brig.ps_line("pruned"), None);
+    brig.assert_nothing_left();
 }
 
 pub(crate) fn files_survive_stop_and_start() {

@@ -683,5 +683,13 @@ fn a_missing_image_is_pulled_and_run() {
         "{again:?}"
     );
     assert!(!again.stderr.contains("Pulling"), "{again:?}");
+    let id = other.ok(&["create", "--pull", "always", "--name", "made", &name]);
+    assert_eq!((id.trim().len(), wire.take().len()), (64, 1), "{id}");
+    assert!(other.ps_line("made").unwrap().contains(" Created "));
+    other.ok(&["rm", "made"]);
+    other.ok(&["rmi", &name]);
+    let message = other.fails(1, &["create", "--max-image-size", "1m", &name]);
+    assert!(message.contains("--max-image-size"), "{message}");
+    assert_eq!(other.ok(&["ps", "-aq"]), "");
     other.assert_nothing_left();
 }

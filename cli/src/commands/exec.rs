@@ -2,7 +2,7 @@
 
 use brig_engine::{Engine, Error, control::ExecRequest};
 
-use super::run::environment;
+use super::{create::environment, run::finish};
 use crate::{
     arguments::{Attach, Exec},
     env_file,
@@ -72,7 +72,7 @@ pub async fn attach(engine: &Engine, options: &Attach) -> Result<i32, Failure> {
     };
     match foreground::stay(engine, sandbox.id(), session, stay).await? {
         Ending::Ended(code) => Ok(code),
-        Ending::Exited(exit) => Ok(super::run::finish(exit.code, exit.error)),
+        Ending::Exited(exit) => Ok(finish(exit.code, exit.error)),
         Ending::Detached => Ok(0),
     }
 }

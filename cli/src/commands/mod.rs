@@ -1,5 +1,6 @@
 //! The commands.
 
+mod create;
 mod exec;
 mod fork;
 mod images;
@@ -35,6 +36,7 @@ pub async fn dispatch(command: Command, began_ns: u64) -> Result<i32, Failure> {
     let engine = open().map_err(|e| if running { Failure::of_run(e) } else { e.into() })?;
     match command {
         Command::Run(options) => run::run(&engine, *options, began_ns).await,
+        Command::Create(options) => create::create(&engine, &options).await,
         Command::Ps(options) => ps::ps(&engine, &options),
         Command::Rename(options) => restart::rename(&engine, &options),
         Command::Restart(options) => restart::restart(&engine, &options).await,

@@ -1,5 +1,5 @@
 //! `pull`, `push`, `login`, `logout` and `search` are another program's, so that what speaks to a network is a process of
-//! its own and `brig` stays small; and images that are pulled since `run` needs them.
+//! its own and `brig` stays small; and images that are pulled since `run` or `create` needs them.
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use brig_engine::{Engine, Error, Paths};
 use brig_image_store::{Image, Platform, Reference};
 
 use crate::{
-    arguments::{PullPolicy, Registry, Run},
+    arguments::{Create, PullPolicy, Registry},
     failure::Failure,
 };
 
@@ -32,8 +32,8 @@ pub fn hand_over(engine: &Engine, command: Registry) -> Failure {
     Failure::command(not_started(engine.paths(), &error))
 }
 
-/// The image that is to be run, pulled first if it is missing or the newest is wanted.
-pub async fn image(engine: &Engine, options: &Run) -> Result<Image, Failure> {
+/// The image that a sandbox is to be made of, pulled first if it is missing or the newest is wanted.
+pub async fn image(engine: &Engine, options: &Create) -> Result<Image, Failure> {
     check_platform(options)?;
     let name = options.image();
     if options.pull != PullPolicy::Always {
@@ -56,7 +56,7 @@ pub async fn image(engine: &Engine, options: &Run) -> Result<Image, Failure> {
 }
 
 /// brig runs images for one platform; asking for it is no error.
-fn check_platform(options: &Run) -> Result<(), Failure> {
+fn check_platform(options: &Create) -> Result<(), Failure> {
     let host = Platform::host();
     match &options.platform {
         Some(platform) if !platform.fits(&host) => Err(Failure::usage(format!(
@@ -67,7 +67,7 @@ fn check_platform(options: &Run) -> Result<(), Failure> {
 }
 
 /// Runs `pull`, which tells what it does and what is wrong.
-async fn pull(engine: &Engine, options: &Run) -> Result<(), Failure> {
+async fn pull(engine: &Engine, options: &Create) -> Result<(), Failure> {
     let mut command = program(engine.paths());
     command.args(["pull", "--progress", "stderr", "--max-image-size"]);
     command.arg(options.max_image_size.bytes().to_string());

@@ -1,26 +1,25 @@
-//! `run` and `start`.
-
-use std::{collections::BTreeMap, fs};
+//! `run` and `start`; [`super::create`] makes the sandbox.
 
 use brig_engine::{
-    CreateOptions, Engine, Error, Isolation, SandboxId,
+    Engine, Error, Isolation, SandboxId,
     clock::{Timing, monotonic_ns},
     control::WindowSize,
-    engine::{Session, SnapshotOptions, StartOptions, Summoned},
+    engine::{Session, StartOptions, Summoned},
     error::chain,
-    port::{PORTS_MAX, PortError, PublishedPort},
-    sandbox::{Config, health::HealthOptions},
     template::{self, Ensured, Shape},
     unpack::{self, Report},
 };
 use brig_image_store::Image;
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
-use super::{exec::check_input, print, registry};
+use super::{
+    create::{self, Wanted},
+    exec::check_input,
+    print,
+};
 use crate::{
     arguments::{Run, Start as StartArguments, TimingDetail},
     cidfile::CidFile,
-    env_file,
     failure::Failure,
     foreground::{self, Ending, Stay},
     progress::Step,
@@ -36,30 +35,37 @@ const MAKING: &str = "Making a template of a started guest: this is done once fo
 
 /// `brig run`.
 pub async fn run(engine: &Engine, options: Run, began_ns: u64) -> Result<i32, Failure> {
-    check_input(options.interactive && !options.detach, options.tty)?;
-    let cidfile = options.cidfile.as_deref().map(CidFile::create).transpose()?;
+    check_input(options.create.interactive && !options.detach, options.create.tty)?;
+    let cidfile = options
+        .create
+        .cidfile
+        .as_deref()
+        .map(CidFile::create)
+        .transpose()?;
     let mut interrupts = Interrupts::new()?;
-    let isolation = isolation(&options)?;
+    let making = &options.create;
+    let wanted = Wanted::new(making, options.detach)?;
+    let isolation = create::isolation(making)?;
     // There is no guest that could be a template's.
-    let cold = options.no_template || isolation == Isolation::Container || template::switched_off();
+    let cold = making.no_template || isolation == Isolation::Container || template::switched_off();
     let count = options.timing == Some(TimingDetail::Full);
     let host_costs = count.then(HostCosts::start);
     // It gets ready while everything else is looked up.
-    let templated = !cold && options.snapshot.is_none();
-    let shape = templated.then(|| Shape::new(options.cpus, options.memory));
+    let templated = !cold && making.snapshot.is_none();
+    let shape = Shape::new(making.cpus, making.memory);
     let supervisor = SandboxId::random().and_then(|id| match isolation {
-        Isolation::Vm => engine.summon(&id, shape),
+        Isolation::Vm => engine.summon(&id, templated.then_some(shape)),
         Isolation::Container => engine.summon_cell(&id),
     });
     let supervisor = supervisor.map_err(Failure::of_run)?;
     let id = supervisor.id().clone();
-    let (config, made) = match &options.snapshot {
-        Some(snapshot) => (
-            from_snapshot(engine, &options, id, snapshot, &mut interrupts).await?,
-            Made::default(),
-        ),
-        None => from_image(engine, &options, isolation, id, cold, &mut interrupts).await?,
+    let (prepared, unpacked) = wanted.prepare(engine, making, cold, &mut interrupts).await?;
+    let template = interrupts.end(template_for(engine, shape, !templated)).await?;
+    let made = Made {
+        template_ns: template.told(),
+        image: unpacked,
     };
+    let config = prepared.make(engine, id)?;
     if let Some(file) = cidfile {
         file.write(&config.id)?;
     }
@@ -68,7 +74,7 @@ pub async fn run(engine: &Engine, options: Run, began_ns: u64) -> Result<i32, Fa
         options: &options,
         id: &config.id,
         supervisor,
-        stdin: config.stdin && options.interactive,
+        stdin: config.stdin && making.interactive,
         tty: config.tty,
         cold,
         made,
@@ -76,7 +82,7 @@ pub async fn run(engine: &Engine, options: Run, began_ns: u64) -> Result<i32, Fa
         began_ns,
     };
     let result = start_created(start, &mut interrupts).await;
-    if result.is_err() && options.rm {
+    if result.is_err() && making.rm {
         discard(engine, &config.id).await;
     }
     result
@@ -89,74 +95,6 @@ struct Made {
     template_ns: Option<u64>,
     /// How the image was unpacked.
     image: Option<unpack::Timing>,
-}
-
-/// Makes a sandbox of an image, and tells what else was made for it.
-async fn from_image(
-    engine: &Engine,
-    options: &Run,
-    isolation: Isolation,
-    id: SandboxId,
-    cold: bool,
-    interrupts: &mut Interrupts,
-) -> Result<(Config, Made), Failure> {
-    let wishes = wishes(options)?;
-    let image = interrupts.end(registry::image(engine, options)).await??;
-    // What is wrong with the options is told before the image is unpacked, which takes long.
-    let draft = engine.draft(&image, &wishes).map_err(Failure::of_run)?;
-    let unpacking = unpack::Options {
-        cold,
-        max_size: options.max_image_size,
-    };
-    let unpacked = interrupts
-        .end(unpack_image(engine, &image, isolation, unpacking))
-        .await??;
-    let shape = Shape::new(options.cpus, options.memory);
-    let template_ns = interrupts.end(template_for(engine, shape, cold)).await?.told();
-    let config = engine.create(id, draft).map_err(Failure::of_run)?;
-    let made = Made {
-        template_ns,
-        image: unpacked,
-    };
-    Ok((config, made))
-}
-
-/// What the user wants the sandbox to be walled off by. A snapshot is a guest's.
-fn isolation(options: &Run) -> Result<Isolation, Failure> {
-    match options.isolation {
-        Some(isolation) => Ok(isolation),
-        None if options.snapshot.is_some() => Ok(Isolation::Vm),
-        None => Isolation::from_environment().map_err(Failure::of_run),
-    }
-}
-
-/// Makes a sandbox that goes on from a snapshot.
-async fn from_snapshot(
-    engine: &Engine,
-    options: &Run,
-    id: SandboxId,
-    snapshot: &str,
-    interrupts: &mut Interrupts,
-) -> Result<Config, Failure> {
-    let wishes = SnapshotOptions {
-        name: options.name.clone(),
-        hostname: options.hostname.clone(),
-        ports: ports(options)?,
-        stop_signal: options.stop_signal,
-        auto_remove: options.rm,
-        labels: all_labels(options)?,
-    };
-    let image = engine.image_of_snapshot(snapshot).map_err(Failure::of_run)?;
-    let unpacking = unpack::Options {
-        cold: template::switched_off(),
-        max_size: options.max_image_size,
-    };
-    interrupts
-        .end(unpack_image(engine, &image, Isolation::Vm, unpacking))
-        .await??;
-    engine
-        .create_from_snapshot(id, snapshot, &wishes)
-        .map_err(Failure::of_run)
 }
 
 /// The start of a sandbox that has just been made.
@@ -223,7 +161,7 @@ async fn start_created(start: Start<'_>, interrupts: &mut Interrupts) -> Result<
         Ending::Ended(code) => return Ok(code),
         Ending::Detached => return Ok(0),
     };
-    if options.rm {
+    if options.create.rm {
         // Its supervisor has done so, unless it was killed.
         discard(engine, id).await;
     }
@@ -384,7 +322,8 @@ impl Tried {
     }
 }
 
-async fn unpack_image(
+/// Unpacks an image that has not been yet, and shows how far it is.
+pub(super) async fn unpack_image(
     engine: &Engine,
     image: &Image,
     isolation: Isolation,
@@ -477,106 +416,5 @@ fn print_timing(timing: &Timing, image: Option<&unpack::Timing>, mut host: Optio
     eprint!("{}", timing::render(timing, host.as_ref(), moments));
     if let Some(image) = image {
         eprint!("\n{}", timing::render_unpack(image));
-    }
-}
-
-fn ports(options: &Run) -> Result<Vec<PublishedPort>, Failure> {
-    let ports: Vec<_> = options.publish.iter().flat_map(|ports| ports.0.clone()).collect();
-    if ports.len() > PORTS_MAX {
-        return Err(Failure::of_run(PortError::TooMany.into()));
-    }
-    Ok(ports)
-}
-
-/// The arguments as the engine takes them.
-fn wishes(options: &Run) -> Result<CreateOptions, Failure> {
-    let mut env = env_file::read(&options.env_file)?;
-    env.extend(options.env.iter().cloned());
-    Ok(CreateOptions {
-        isolation: isolation(options)?,
-        pids: options.pids_limit,
-        image: options.image().to_owned(),
-        command: options.command().to_vec(),
-        entrypoint: options.entrypoint.clone(),
-        name: options.name.clone(),
-        env: environment(&env),
-        working_dir: options.workdir.clone(),
-        user: options.user.clone(),
-        hostname: options.hostname.clone(),
-        memory: options.memory,
-        cpus: options.cpus,
-        ports: ports(options)?,
-        stop_signal: options.stop_signal,
-        auto_remove: options.rm,
-        no_template: options.no_template,
-        stdin: options.interactive,
-        // As Docker's command line has it.
-        stdin_once: options.interactive && !options.detach,
-        tty: options.tty,
-        health: HealthOptions {
-            none: options.no_healthcheck,
-            command: options.health_cmd.clone(),
-            interval: options.health_interval,
-            timeout: options.health_timeout,
-            start_period: options.health_start_period,
-            start_interval: options.health_start_interval,
-            retries: options.health_retries,
-        },
-        publish_all: options.publish_all,
-        labels: all_labels(options)?,
-    })
-}
-
-/// `NAME` alone takes the value that brig itself has, and stands for nothing when it has none.
-pub(super) fn environment(entries: &[String]) -> Vec<String> {
-    let with_value = |entry: &String| {
-        if entry.contains('=') || entry.is_empty() {
-            return Some(entry.clone());
-        }
-        std::env::var_os(entry).map(|value| format!("{entry}={}", value.to_string_lossy()))
-    };
-    entries.iter().filter_map(with_value).collect()
-}
-
-/// Those of files, then those of the command line, which win.
-fn all_labels(options: &Run) -> Result<BTreeMap<String, String>, Failure> {
-    let mut entries = Vec::new();
-    for path in &options.label_file {
-        let text = fs::read_to_string(path)
-            .map_err(|e| Failure::usage(format!("cannot read {}: {e}", path.display())))?;
-        let lines = text.lines().map(str::trim_start);
-        let said = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
-        entries.extend(said.map(str::to_owned));
-    }
-    entries.extend(options.label.iter().cloned());
-    Ok(labels(&entries))
-}
-
-fn labels(entries: &[String]) -> BTreeMap<String, String> {
-    entries
-        .iter()
-        .map(|entry| entry.split_once('=').unwrap_or((entry, "")))
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_variable_without_a_value_is_brigs_own() {
-        let path = std::env::var("PATH").unwrap();
-        let entries = ["A=1", "PATH", "NO_SUCH_VARIABLE_HERE"].map(String::from);
-        assert_eq!(environment(&entries), ["A=1".to_owned(), format!("PATH={path}")]);
-    }
-
-    #[test]
-    fn a_label_may_have_no_value() {
-        let labels = labels(&["a=b=c", "d"].map(String::from));
-        assert_eq!(
-            labels.into_iter().collect::<Vec<_>>(),
-            [("a".into(), "b=c".into()), ("d".into(), String::new())]
-        );
     }
 }

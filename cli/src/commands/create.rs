@@ -1,0 +1,222 @@
+//! `create`, and what `run` has in common with it: making a sandbox.
+
+use std::{collections::BTreeMap, fs};
+
+use brig_engine::{
+    CreateOptions, Engine, Isolation, SandboxId,
+    engine::{Draft, SnapshotOptions},
+    port::{PORTS_MAX, PortError, PublishedPort},
+    sandbox::{Config, health::HealthOptions},
+    template,
+    unpack::{self, Timing},
+};
+
+use super::{
+    print, registry,
+    run::{Interrupts, unpack_image},
+};
+use crate::{arguments::Create, cidfile::CidFile, env_file, failure::Failure};
+
+/// `brig create`.
+pub async fn create(engine: &Engine, options: &Create) -> Result<i32, Failure> {
+    // As Docker's command line takes it: whoever attaches first gives the input.
+    let wanted = Wanted::new(options, false)?;
+    let cidfile = options.cidfile.as_deref().map(CidFile::create).transpose()?;
+    let cold = options.no_template || template::switched_off();
+    let mut interrupts = Interrupts::new()?;
+    let make = async {
+        let (prepared, _) = wanted.prepare(engine, options, cold, &mut interrupts).await?;
+        prepared.make(engine, SandboxId::random()?)
+    };
+    let config = make.await.map_err(Failure::of_create)?;
+    if let Some(file) = cidfile {
+        file.write(&config.id)?;
+    }
+    print(&format!("{}\n", config.id))?;
+    Ok(0)
+}
+
+/// What the user wants, before anything has been looked up.
+pub(super) enum Wanted {
+    /// A sandbox of an image.
+    Image(Box<CreateOptions>),
+    /// One that goes on from the snapshot of this name.
+    Snapshot(String, SnapshotOptions),
+}
+
+/// All that a sandbox needs but an id and a name.
+pub(super) enum Prepared {
+    /// It begins with its image.
+    Image(Box<Draft>),
+    /// It goes on from the snapshot of this name.
+    Snapshot(String, SnapshotOptions),
+}
+
+impl Wanted {
+    /// Reads the arguments. `detach` says whether nobody will be attached to the sandbox from its start on.
+    pub(super) fn new(options: &Create, detach: bool) -> Result<Self, Failure> {
+        let Some(snapshot) = &options.snapshot else {
+            return Ok(Self::Image(Box::new(wishes(options, detach)?)));
+        };
+        let wishes = SnapshotOptions {
+            name: options.name.clone(),
+            hostname: options.hostname.clone(),
+            ports: ports(options)?,
+            stop_signal: options.stop_signal,
+            auto_remove: options.rm,
+            labels: all_labels(options)?,
+        };
+        Ok(Self::Snapshot(snapshot.clone(), wishes))
+    }
+
+    /// Pulls and unpacks the image if it has to be, and tells how it was unpacked.
+    pub(super) async fn prepare(
+        self,
+        engine: &Engine,
+        options: &Create,
+        cold: bool,
+        interrupts: &mut Interrupts,
+    ) -> Result<(Prepared, Option<Timing>), Failure> {
+        let (image, isolation, prepared) = match self {
+            Self::Image(wishes) => {
+                let image = interrupts.end(registry::image(engine, options)).await??;
+                // What is wrong with the options is told before the image is unpacked, which takes long.
+                let draft = engine.draft(&image, &wishes).map_err(Failure::of_run)?;
+                (image, wishes.isolation, Prepared::Image(Box::new(draft)))
+            }
+            Self::Snapshot(name, wishes) => {
+                let image = engine.image_of_snapshot(&name).map_err(Failure::of_run)?;
+                (image, Isolation::Vm, Prepared::Snapshot(name, wishes))
+            }
+        };
+        let unpacking = unpack::Options {
+            cold,
+            max_size: options.max_image_size,
+        };
+        let timing = interrupts
+            .end(unpack_image(engine, &image, isolation, unpacking))
+            .await??;
+        Ok((prepared, timing))
+    }
+}
+
+impl Prepared {
+    /// Makes the sandbox `id`.
+    pub(super) fn make(self, engine: &Engine, id: SandboxId) -> Result<Config, Failure> {
+        match self {
+            Self::Image(draft) => engine.create(id, *draft),
+            Self::Snapshot(name, wishes) => engine.create_from_snapshot(id, &name, &wishes),
+        }
+        .map_err(Failure::of_run)
+    }
+}
+
+/// What the user wants the sandbox to be walled off by. A snapshot is a guest's.
+pub(super) fn isolation(options: &Create) -> Result<Isolation, Failure> {
+    match options.isolation {
+        Some(isolation) => Ok(isolation),
+        None if options.snapshot.is_some() => Ok(Isolation::Vm),
+        None => Isolation::from_environment().map_err(Failure::of_run),
+    }
+}
+
+fn ports(options: &Create) -> Result<Vec<PublishedPort>, Failure> {
+    let ports: Vec<_> = options.publish.iter().flat_map(|ports| ports.0.clone()).collect();
+    if ports.len() > PORTS_MAX {
+        return Err(Failure::of_run(PortError::TooMany.into()));
+    }
+    Ok(ports)
+}
+
+/// The arguments as the engine takes them.
+fn wishes(options: &Create, detach: bool) -> Result<CreateOptions, Failure> {
+    let mut env = env_file::read(&options.env_file)?;
+    env.extend(options.env.iter().cloned());
+    Ok(CreateOptions {
+        isolation: isolation(options)?,
+        pids: options.pids_limit,
+        image: options.image().to_owned(),
+        command: options.command().to_vec(),
+        entrypoint: options.entrypoint.clone(),
+        name: options.name.clone(),
+        env: environment(&env),
+        working_dir: options.workdir.clone(),
+        user: options.user.clone(),
+        hostname: options.hostname.clone(),
+        memory: options.memory,
+        cpus: options.cpus,
+        ports: ports(options)?,
+        stop_signal: options.stop_signal,
+        auto_remove: options.rm,
+        no_template: options.no_template,
+        stdin: options.interactive,
+        // As Docker's command line has it.
+        stdin_once: options.interactive && !detach,
+        tty: options.tty,
+        health: HealthOptions {
+            none: options.no_healthcheck,
+            command: options.health_cmd.clone(),
+            interval: options.health_interval,
+            timeout: options.health_timeout,
+            start_period: options.health_start_period,
+            start_interval: options.health_start_interval,
+            retries: options.health_retries,
+        },
+        publish_all: options.publish_all,
+        labels: all_labels(options)?,
+    })
+}
+
+/// `NAME` alone takes the value that brig itself has, and stands for nothing when it has none.
+pub(super) fn environment(entries: &[String]) -> Vec<String> {
+    let with_value = |entry: &String| {
+        if entry.contains('=') || entry.is_empty() {
+            return Some(entry.clone());
+        }
+        std::env::var_os(entry).map(|value| format!("{entry}={}", value.to_string_lossy()))
+    };
+    entries.iter().filter_map(with_value).collect()
+}
+
+/// Those of files, then those of the command line, which win.
+fn all_labels(options: &Create) -> Result<BTreeMap<String, String>, Failure> {
+    let mut entries = Vec::new();
+    for path in &options.label_file {
+        let text = fs::read_to_string(path)
+            .map_err(|e| Failure::usage(format!("cannot read {}: {e}", path.display())))?;
+        let lines = text.lines().map(str::trim_start);
+        let said = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        entries.extend(said.map(str::to_owned));
+    }
+    entries.extend(options.label.iter().cloned());
+    Ok(labels(&entries))
+}
+
+fn labels(entries: &[String]) -> BTreeMap<String, String> {
+    entries
+        .iter()
+        .map(|entry| entry.split_once('=').unwrap_or((entry, "")))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_without_a_value_is_brigs_own() {
+        let path = std::env::var("PATH").unwrap();
+        let entries = ["A=1", "PATH", "NO_SUCH_VARIABLE_HERE"].map(String::from);
+        assert_eq!(environment(&entries), ["A=1".to_owned(), format!("PATH={path}")]);
+    }
+
+    #[test]
+    fn a_label_may_have_no_value() {
+        let labels = labels(&["a=b=c", "d"].map(String::from));
+        assert_eq!(
+            labels.into_iter().collect::<Vec<_>>(),
+            [("a".into(), "b=c".into()), ("d".into(), String::new())]
+        );
+    }
+}
