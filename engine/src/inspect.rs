@@ -128,7 +128,8 @@ fn state(sandbox: &Sandbox) -> Value {
     })
 }
 
-fn healthcheck(config: &HealthConfig) -> Value {
+/// A health check, as an image's configuration says it too.
+pub fn healthcheck(config: &HealthConfig) -> Value {
     let nanoseconds = |time: std::time::Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     json!({
         "Test": config.test,

@@ -3,7 +3,7 @@
 use std::{fs::File, io};
 
 use brig_image_store::{
-    Image, ImageName, MaxImageSize,
+    Image, ImageConfig, ImageName, MaxImageSize,
     compose::{Change, Composition, NewLayer},
 };
 use brig_protocol::agent::Pack;
@@ -15,9 +15,10 @@ use super::{Engine, LOCK_REST, LOCK_TRIES, snapshots::needs_vm};
 use crate::{
     Error,
     control::{Reply, Request},
-    disk,
+    disk, inspect,
     pack::{self, Files, Sink},
     sandbox::{Config, Sandbox, lock::Lock},
+    signal::Signal,
     snapshot::store::DISK,
     spec,
     unpack::{self, Report},
@@ -121,7 +122,7 @@ impl Engine {
         let blob = writer.finish()?;
         let composition = Composition {
             base: Some((&base, document)),
-            run: run_config(&sandbox.config),
+            run: run_config(&sandbox.config, &base.config),
             changes: &options.changes,
             author: &options.author,
             message: &options.message,
@@ -222,7 +223,7 @@ impl Engine {
 }
 
 /// What a sandbox was started with, as an image's configuration says it.
-fn run_config(config: &Config) -> Map<String, Value> {
+fn run_config(config: &Config, image: &ImageConfig) -> Map<String, Value> {
     // The name of this one sandbox is nothing for those that are made of the image.
     let own = format!("HOSTNAME={}", config.hostname);
     let env: Vec<&String> = config.env.iter().filter(|entry| **entry != own).collect();
@@ -248,13 +249,33 @@ fn run_config(config: &Config) -> Map<String, Value> {
     if !ports.is_empty() {
         run.insert("ExposedPorts".into(), ports.into());
     }
+    // What neither the image nor the user has said is left unsaid.
+    let stop_signal = config.stop_signal.to_string();
+    if image.stop_signal.is_some() || config.stop_signal != Signal::TERM {
+        run.insert("StopSignal".into(), stop_signal.into());
+    }
+    match &config.health {
+        Some(health) => {
+            run.insert("Healthcheck".into(), inspect::healthcheck(health));
+        }
+        None if image.healthcheck.is_some() => {
+            run.insert("Healthcheck".into(), json!({ "Test": ["NONE"] }));
+        }
+        None => {}
+    }
     run
 }
 
 #[cfg(test)]
 mod tests {
+    use brig_image_store::Healthcheck;
+
     use super::*;
-    use crate::{SandboxId, test_support::config};
+    use crate::{
+        SandboxId,
+        sandbox::health::{HealthConfig, HealthOptions},
+        test_support::{config, image},
+    };
 
     #[test]
     fn a_sandbox_s_own_name_does_not_get_into_an_image() {
@@ -262,11 +283,38 @@ mod tests {
         config.env = vec![format!("HOSTNAME={}", config.hostname), "A=b".into()];
         config.command = vec!["/run".into()];
         config.entrypoint = Vec::new();
-        let run = run_config(&config);
+        let run = run_config(&config, &ImageConfig::default());
         assert_eq!(run["Env"], json!(["A=b"]));
         assert_eq!(
             (&run["Cmd"], &run["Entrypoint"]),
             (&json!(["/run"]), &Value::Null)
         );
+        assert!(!run.contains_key("StopSignal") && !run.contains_key("Healthcheck"));
+    }
+
+    #[test]
+    fn signal_and_health_check_of_a_sandbox_get_into_an_image() {
+        let mut image = image(&[], &["cmd"]).config;
+        let mut config = config(SandboxId::random().unwrap(), "x".into());
+        config.stop_signal = Signal::KILL;
+        let options = HealthOptions {
+            command: Some("true".into()),
+            ..HealthOptions::default()
+        };
+        config.health = HealthConfig::new(None, &[], &options).unwrap();
+        let run = run_config(&config, &image);
+        assert_eq!(run["StopSignal"], "SIGKILL");
+        assert_eq!(
+            run["Healthcheck"]["Test"].as_array().unwrap().last(),
+            Some(&json!("true"))
+        );
+        // The image's own are not taken over again when the user has chosen otherwise.
+        image.stop_signal = Some("SIGQUIT".into());
+        image.healthcheck = Some(Healthcheck::default());
+        config.stop_signal = Signal::TERM;
+        config.health = None;
+        let run = run_config(&config, &image);
+        assert_eq!(run["StopSignal"], "SIGTERM");
+        assert_eq!(run["Healthcheck"], json!({ "Test": ["NONE"] }));
     }
 }
