@@ -145,14 +145,17 @@ fn postgres_makes_its_cluster_once_and_lets_psql_in_with_the_password() {
 
     // What is not synced cannot be lost here: the host does not crash.
     let variables = ["POSTGRES_PASSWORD=kept secret", "POSTGRES_INITDB_ARGS=--no-sync"];
-    let more = ["-e", variables[0], "-e", variables[1], "postgres"];
-    let address = start(
-        &brig,
-        "postgres",
-        "5432",
-        &more,
-        "database system is ready to accept connections",
-    );
+    let publish = ["-p", "127.0.0.1:0:5432"];
+    let environment = ["-e", variables[0], "-e", variables[1]];
+    let words = [
+        &["run", "-d", "--name", "postgres"],
+        &publish[..],
+        &environment,
+        &["postgres"],
+    ]
+    .concat();
+    brig.ok(&words);
+    let address = brig.port("postgres", "5432/tcp");
     let psql = |address: SocketAddr, password: &str, sql: &str| {
         let to = format!(
             "host=127.0.0.1 port={} user=postgres dbname=postgres password='{password}' sslmode=disable",
@@ -174,6 +177,8 @@ fn postgres_makes_its_cluster_once_and_lets_psql_in_with_the_password() {
     };
     let sql = "create table ships (name text); insert into ships select 'ship ' || n from generate_series(1, 100) n; \
                select count(*) from ships";
+    let ready = wait_for(|| psql(address, "kept secret", "select 1"));
+    assert_eq!(ready.stdout, "1\n", "{ready:?}");
     let output = psql(address, "kept secret", sql);
     assert_eq!(
         (output.code, output.stdout.lines().last()),
