@@ -100,6 +100,7 @@ fn unpacked(home: &Home, loaded: &Loaded) -> u64 {
     result.inodes
 }
 
+/// CVE-2026-24054, images that are malformed or have no layers, after which something else of the host is the root.
 #[test]
 fn an_image_without_layers_and_one_with_empty_layers_have_an_empty_root() {
     let home = home();

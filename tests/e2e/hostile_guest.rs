@@ -70,7 +70,9 @@ misdeeds! {
     addresses_out_of_range => GoesOn,
     zero_and_huge_lengths => GoesOn,
     indirect_tables_in_indirect_tables => GoesOn,
+    // CVE-2026-5747, queue registers changed after activation.
     queue_changed_while_active => GoesOn,
+    // CVE-2026-45782, asynchronous I/O after what it belongs to is free.
     reset_during_io => GoesOn,
     rings_over_unmapped_memory => GoesOn,
     rings_over_each_other => GoesOn,
@@ -78,10 +80,14 @@ misdeeds! {
     heads_outside_of_the_table => GoesOn,
     status_that_makes_no_sense => GoesOn,
     // Devices.
+    // CVE-2026-24834, read-only storage that the guest can write.
     writes_to_a_read_only_disk => GoesOn,
     sectors_out_of_range => GoesOn,
+    // CVE-2019-18960, bounds of the descriptors of packets.
     socket_packets_of_wrong_lengths => GoesOn,
+    // CVE-2020-16843, a receive queue that stalls for good.
     socket_flood => GoesOn,
+    // CVE-2020-27174, memory allocated without bounds by the entropy device and by the serial port.
     entropy_without_end => GoesOn,
     serial_loopback => GoesOn,
     serial_flood => GoesOn,

@@ -47,13 +47,24 @@ pub enum JailError {
     },
 }
 
+/// Builds the walls, [`build`], and puts the process under the first of its filters of system calls.
+///
+/// # Errors
+/// [`JailError`]; the process is to end then.
+pub fn at_start() -> Result<(), JailError> {
+    build()?;
+    Ok(Kind::Setup.filter()?.install()?)
+}
+
+/// Everything of it but the filter: what is left where that has a hole, which a test looks at.
+///
 /// Closes every descriptor but the standard streams, as an inherited one is nobody's; leaves the host's namespaces, its files and
 /// every privilege; and ends this process with the thread that started it, should it not heed the end of its channel. Where that
 /// has ended already, the channel has too.
 ///
 /// # Errors
 /// [`JailError`]; the process is to end then.
-pub fn at_start() -> Result<(), JailError> {
+pub fn build() -> Result<(), JailError> {
     // SAFETY: nothing in this process has opened a descriptor yet, so nobody's is closed.
     check(unsafe { libc::syscall(libc::SYS_close_range, FIRST_OTHER, libc::c_uint::MAX, 0) })
         .map_err(failed("close inherited descriptors"))?;
@@ -75,8 +86,7 @@ pub fn at_start() -> Result<(), JailError> {
     set(libc::PR_SET_NO_NEW_PRIVS, 1).map_err(failed("give up gaining privileges"))?;
     landlock::deny_all()?;
     // After every change of credentials, which may clear it.
-    set(libc::PR_SET_PDEATHSIG, libc::SIGKILL).map_err(failed("end with the supervisor"))?;
-    Ok(Kind::Setup.filter()?.install()?)
+    set(libc::PR_SET_PDEATHSIG, libc::SIGKILL).map_err(failed("end with the supervisor"))
 }
 
 /// Gives up being traced or dumped: the memory is the guest's from now on.

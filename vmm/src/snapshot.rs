@@ -179,3 +179,69 @@ pub fn parse(body: &[u8]) -> Result<MachineState, StateError> {
     }
     Ok(state)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A state in which every list is empty and every number 0.
+    fn least() -> Vec<u8> {
+        let mut body = vec![VERSION.len() as u8];
+        body.extend(VERSION.as_bytes());
+        while parse(&body).is_err() {
+            assert!(body.len() < 4096, "no state is that long");
+            body.push(0);
+        }
+        body
+    }
+
+    /// CVE-2023-50711, lengths in a state file that are believed: whatever number of it says how much follows, no more is taken than
+    /// there is.
+    #[test]
+    fn a_length_that_lies_is_no_promise_of_memory() {
+        let body = least();
+        // As postcard writes them: the largest number, one that would be more memory than there is, and one just over what is left.
+        let numbers: [&[u8]; 3] = [
+            &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1],
+            &[0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x10],
+            &[0xff, 0x7f],
+        ];
+        for at in 0..body.len() {
+            for number in numbers {
+                let lying = [&body[..at], number, &body[at + 1..]].concat();
+                if let Ok(state) = parse(&lying) {
+                    // It was a number of its own, and no length.
+                    let again = postcard::to_stdvec(&state).unwrap();
+                    assert!(again.len() <= lying.len(), "at {at}");
+                }
+            }
+        }
+    }
+
+    /// The same of the header.
+    #[test]
+    fn a_header_that_lies_about_the_length_is_refused() {
+        let body = least();
+        let with_length = |length: u64| {
+            let mut bytes = MAGIC.to_vec();
+            bytes.extend(FORMAT.to_le_bytes());
+            bytes.extend(crc32fast::hash(&body).to_le_bytes());
+            bytes.extend(length.to_le_bytes());
+            bytes.extend(&body);
+            let file = tempfile::tempfile().unwrap();
+            file.write_all_at(&bytes, 0).unwrap();
+            read(&file)
+        };
+        let length = body.len() as u64;
+        assert!(with_length(length).is_ok());
+        for lie in [0, length - 1, length + 1, BODY_BYTES_MAX] {
+            assert!(
+                matches!(with_length(lie), Err(StateError::Length { .. })),
+                "{lie}"
+            );
+        }
+        for lie in [BODY_BYTES_MAX + 1, u64::MAX] {
+            assert!(matches!(with_length(lie), Err(StateError::TooLong(_))), "{lie}");
+        }
+    }
+}

@@ -97,6 +97,8 @@ fn it_is_in_namespaces_of_its_own() {
     assert!(vmm.status("NSpid:").ends_with(" 1"));
 }
 
+/// CVE-2026-1386, races with symbolic links while a jail is built: there is no directory of the host in which anything of it is made.
+/// Its root is a filesystem without a name, and its program was opened before.
 #[test]
 fn its_root_is_empty_and_nothing_else_is_mounted() {
     let vmm = Walled::new();

@@ -153,6 +153,46 @@ mod tests {
         }
     }
 
+    /// GHSA-52h2-m2cf-9jh6, a loader that goes around without end: notes, which say themselves where the next is, and more program
+    /// headers than the file has.
+    #[test]
+    fn a_kernel_whose_notes_or_headers_lead_nowhere_is_read_to_an_end() {
+        let memory = memory::create(64 << 20).unwrap();
+        for sizes in [
+            [0u32, 0],
+            [u32::MAX, 0],
+            [0, u32::MAX],
+            [u32::MAX, u32::MAX],
+            [0xffff_fff4, 0xffff_fffc],
+        ] {
+            for bytes in [0u64, 12, 4096, u64::MAX] {
+                let mut notes = Vec::new();
+                for _ in 0..64 {
+                    notes.extend(sizes[0].to_le_bytes());
+                    notes.extend(sizes[1].to_le_bytes());
+                    notes.extend(18u32.to_le_bytes()); // XEN_ELFNOTE_PHYS32_ENTRY
+                }
+                let mut elf = elf(0x100_0000, &notes);
+                elf[64..68].copy_from_slice(&4u32.to_le_bytes()); // PT_NOTE
+                elf[96..104].copy_from_slice(&bytes.to_le_bytes()); // p_filesz
+                // It comes back, whatever it says.
+                let _ = load_kernel(&memory, &mut file(&elf));
+            }
+        }
+        let mut elf = elf(0x100_0000, b"kernel");
+        elf[56..58].copy_from_slice(&u16::MAX.to_le_bytes()); // e_phnum
+        assert!(matches!(
+            load_kernel(&memory, &mut file(&elf)),
+            Err(BootError::Kernel(_))
+        ));
+        // The headers are the headers of themselves.
+        elf[32..40].copy_from_slice(&0u64.to_le_bytes()); // e_phoff
+        assert!(matches!(
+            load_kernel(&memory, &mut file(&elf)),
+            Err(BootError::Kernel(_))
+        ));
+    }
+
     #[test]
     fn an_initrd_lands_at_the_top_of_memory_on_a_page() {
         let memory = memory::create(64 << 20).unwrap();

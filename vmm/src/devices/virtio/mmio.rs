@@ -475,6 +475,7 @@ mod tests {
         }
     }
 
+    /// CVE-2026-5747, queue registers changed after activation.
     #[test]
     fn queues_and_features_are_frozen_while_the_device_is_active() {
         let mut driver = Driver::new();

@@ -223,6 +223,7 @@ mod tests {
         assert_eq!(read, [5; 512]);
     }
 
+    /// CVE-2026-24834, read-only storage that the guest can write.
     #[test]
     fn a_read_only_disk_refuses_writes_and_discards() {
         let memory = memory::create(1 << 20).unwrap();

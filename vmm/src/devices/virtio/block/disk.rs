@@ -302,6 +302,29 @@ mod tests {
         assert!(disk.zero(8192, 1, true).is_err());
     }
 
+    /// GHSA-jmr4-g2hv-mjj6, the format of an image guessed from what its guest has written: a disk is what it is said to be. One that
+    /// begins as an image of QEMU's whose backing file is the host's is the same bytes as any other, as long as before.
+    #[test]
+    fn a_disk_that_begins_like_another_format_is_the_bytes_that_it_is() {
+        let mut content = vec![0; 4096];
+        content[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        content[8..16].copy_from_slice(&512u64.to_be_bytes()); // backing_file_offset
+        content[16..20].copy_from_slice(&11u32.to_be_bytes()); // backing_file_size
+        content[24..32].copy_from_slice(&(1u64 << 40).to_be_bytes()); // size
+        content[512..523].copy_from_slice(b"/etc/passwd");
+        let memory = memory::create(1 << 20).unwrap();
+        for disk in [
+            Disk::writable(file(&content), 4096),
+            Disk::read_only(vec![(file(&content), 4096)]).unwrap(),
+        ] {
+            assert_eq!(disk.bytes(), 4096);
+            disk.read(0, buffers(&memory, &[(0, 4096)])).unwrap();
+            let mut read = vec![0; 4096];
+            buffers(&memory, &[(0, 4096)]).read(&mut read);
+            assert!(read == content);
+        }
+    }
+
     #[test]
     fn a_read_only_disk_is_not_written_to() {
         let disk = Disk::read_only(vec![(file(&[1; 4096]), 4096)]).unwrap();

@@ -656,6 +656,7 @@ fn too_many_connections_are_closed_at_once() {
     drop((keep, theirs));
 }
 
+/// CVE-2020-16843, a receive queue that stalls for good.
 #[test]
 fn nothing_is_lost_when_the_guest_gives_no_buffers_for_a_while() {
     let mut guest = Guest::without_driver(Vec::new());
@@ -671,6 +672,7 @@ fn nothing_is_lost_when_the_guest_gives_no_buffers_for_a_while() {
     assert_eq!(guest.expect(op::RW).1, b"patience");
 }
 
+/// CVE-2019-18960, bounds of the descriptors of packets.
 #[test]
 fn buffers_too_small_for_header_and_data_are_given_back_empty() {
     let mut guest = Guest::without_driver(Vec::new());
