@@ -126,7 +126,7 @@ impl EventLoop {
     }
 
     /// Waits for events, at most for `timeout`, and serves them. False when none came.
-    pub(crate) fn serve(&self, timeout: Option<&Timespec>, gate: &Gate) -> bool {
+    pub fn serve(&self, timeout: Option<&Timespec>, gate: &Gate) -> bool {
         let mut events = [Event {
             flags: EventFlags::empty(),
             data: EventData::new_u64(0),
