@@ -10,7 +10,7 @@ CARGO_TARGET_DIR ?= target
 TARGET := x86_64-unknown-linux-gnu
 STATIC := RUSTFLAGS='-C target-feature=+crt-static'
 
-.PHONY: help build man demo test test-unit test-e2e test-rig test-big test-restores bench-start bench-container bench-images fuzz fmt lint install uninstall clean
+.PHONY: help build man demo test test-unit test-e2e test-rig test-big test-restores bench-start bench-container bench-images soak fuzz fmt lint install uninstall clean
 
 help:
 	@echo 'make demo       install what is missing, build, run an image in a microVM and show what happened'
@@ -21,6 +21,7 @@ help:
 	@echo 'make bench-start  how long a start takes, cold and from a template, and what idle sandboxes cost'
 	@echo 'make bench-container  how long a container takes, against crun and runc'
 	@echo 'make bench-images  getting an image from a registry and unpacking it, against skopeo and umoci'
+	@echo 'make soak MINUTES=15  sandboxes are started, used, killed and removed in parallel, with faults; the report is a table'
 	@echo 'make fuzz SECONDS=60  each fuzz target for so long'
 	@echo 'make build      build/bin/brig and what belongs to it'
 	@echo 'make man        manual pages and shell completions: build/share'
@@ -84,6 +85,12 @@ bench-container: build
 bench-images: build
 	tests/install-packages test
 	cargo run --locked --quiet --release -p brig-tests --bin bench-images -- $(BENCH_ARGUMENTS)
+
+MINUTES ?= 15
+
+soak: build
+	tests/install-packages test
+	cargo run --locked --quiet --release -p brig-tests --bin soak -- --minutes $(MINUTES) $(SOAK_ARGUMENTS)
 
 fuzz:
 	tests/install-packages test
