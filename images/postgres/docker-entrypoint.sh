@@ -58,7 +58,9 @@ make_cluster() {
 	# leaves nothing that the next one would take for one.
 	new=$PGDATA/new-cluster
 	rm -rf "$new"
-	set -- --pgdata="$new" --username="$POSTGRES_USER" ${POSTGRES_INITDB_WALDIR:+--waldir="$POSTGRES_INITDB_WALDIR"}
+	# Who comes through a published port comes from 127.0.0.1 here, which initdb would trust.
+	set -- --pgdata="$new" --username="$POSTGRES_USER" --auth-host="$method" \
+		${POSTGRES_INITDB_WALDIR:+--waldir="$POSTGRES_INITDB_WALDIR"}
 	# Words, as the official image takes them.
 	eval "set -- \"\$@\" ${POSTGRES_INITDB_ARGS:-}"
 	if [ -n "$POSTGRES_PASSWORD" ]; then
