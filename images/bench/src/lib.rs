@@ -9,9 +9,11 @@
 //! | [`rows`] | what is measured, by name |
 //! | [`server`] | the other end of the network rows |
 //! | [`hold`] | memory that is taken and given back |
+//! | [`look`] | what a process sees of its machine |
 //! | [`sys`] | the system calls that `std` does not have |
 
 pub mod hold;
+pub mod look;
 pub mod options;
 pub mod report;
 pub mod rows;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use brig_bench::{
-    hold,
+    hold, look,
     options::{Command, HELP, Options},
     report,
     rows::{self, Row},
@@ -44,6 +44,7 @@ fn run(options: &Options) -> io::Result<bool> {
         Command::Run { rows } => return measure(options, rows, out),
         Command::Client { rows, .. } => return measure(options, rows, out),
         Command::Server { port } => server::run(*port, out)?,
+        Command::Look => look::run(out)?,
         Command::Hold { mib } => hold::run(*mib, options.seconds, out)?,
     }
     Ok(true)

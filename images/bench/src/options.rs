@@ -13,6 +13,7 @@ usage: bench [OPTION…] run [ROW…]                 measures rows on this mach
        bench [--port N] server                    echoes, takes and sends bytes
        bench [--seconds S] hold MIB               takes MIB of memory, gives it back after S seconds or on SIGUSR1,
                                                   waits for SIGTERM
+       bench look                                 what this process sees of its machine: kernel, devices
        bench list                                 the rows, each with its unit and how it is measured
 
   --seconds S      for each row, about; a disk row takes at most as long again to write its file (default: 1)
@@ -42,6 +43,8 @@ pub enum Command {
     List,
     /// Nothing, at once.
     Exit,
+    /// Print what can be seen of the machine.
+    Look,
     /// Measure local rows.
     Run {
         /// In this order.
@@ -157,6 +160,7 @@ fn command(words: &[String], port: u16) -> Result<Command, String> {
         "help" => none(Command::Help),
         "list" => none(Command::List),
         "exit" => none(Command::Exit),
+        "look" => none(Command::Look),
         "server" => none(Command::Server { port }),
         "run" => Ok(Command::Run {
             rows: find(rows::LOCAL, rest)?,

@@ -74,7 +74,7 @@ fn numbers(values: impl Iterator<Item = f64>) -> String {
     format!("[{}]", texts.join(","))
 }
 
-fn quote(text: &str) -> String {
+pub(crate) fn quote(text: &str) -> String {
     let mut quoted = String::from("\"");
     for character in text.chars() {
         match character {
