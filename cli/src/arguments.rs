@@ -1,5 +1,6 @@
 //! The command line: Docker's words where there are such.
 
+mod config;
 mod images;
 mod saved;
 
@@ -15,12 +16,13 @@ use brig_engine::{
 use brig_image_store::{MaxImageSize, Platform};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
+use self::config::CONFIG_EXAMPLES;
 use self::images::{
     COMMIT_EXAMPLES, DIFF_EXAMPLES, EXPORT_EXAMPLES, IMAGE_EXAMPLES, IMPORT_EXAMPLES, LIST_EXAMPLES,
     LOAD_EXAMPLES, REMOVE_EXAMPLES, SAVE_EXAMPLES, TAG_EXAMPLES,
 };
 use self::saved::{FORK_EXAMPLES, SNAPSHOT_EXAMPLES, TEMPLATE_EXAMPLES};
-pub use self::{images::*, saved::*};
+pub use self::{config::*, images::*, saved::*};
 use crate::{detach::DetachKeys, durations};
 
 /// Run an untrusted image in a microVM of its own
@@ -138,6 +140,9 @@ pub enum Command {
     /// Guests that are ready to start from: made when they are needed first
     #[command(subcommand, after_help = TEMPLATE_EXAMPLES)]
     Template(Template),
+    /// Show and set what new sandboxes get when `run` does not say
+    #[command(subcommand, after_help = CONFIG_EXAMPLES)]
+    Config(Config),
     /// About this host and this brig
     #[command(subcommand)]
     System(System),
@@ -311,8 +316,8 @@ pub struct Create {
     /// Run this program in the place of the image's
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<String>,
-    /// What walls the sandbox off: vm, a microVM with its own kernel, or container, namespaces on this host's; vm when
-    /// $BRIG_ISOLATION says nothing
+    /// What walls the sandbox off: vm, a microVM with its own kernel, or container, namespaces on this host's; what
+    /// $BRIG_ISOLATION or `brig config` says, else vm
     #[arg(long, value_name = "vm|container")]
     pub isolation: Option<Isolation>,
     /// Memory of the guest: 512m (the default), 1g; the most that a container may use

@@ -66,6 +66,18 @@ pub enum Error {
         "invalid isolation {0:?}: vm (a microVM with its own kernel) or container (namespaces on this host's kernel)"
     )]
     InvalidIsolation(String),
+    /// Nothing can be set under this name.
+    #[error("there is no setting {0:?}: isolation, memory and cpus can be set")]
+    NoSuchSetting(String),
+    /// A file or a variable says something that cannot be.
+    #[error("{place}")]
+    Setting {
+        /// The file, or the variable.
+        place: String,
+        /// What is wrong with it.
+        #[source]
+        source: Box<Error>,
+    },
     /// The host cannot do what `container` isolation needs.
     #[error("cannot run this in container isolation: {0}")]
     Isolation(String),

@@ -1,12 +1,12 @@
 //! What a sandbox is walled off by.
 
-use std::{env, fmt, str::FromStr};
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// Says which isolation a sandbox gets when the user does not.
+/// Says which isolation a sandbox gets when the user does not; see [`crate::settings`].
 pub const VARIABLE: &str = "BRIG_ISOLATION";
 
 /// What a sandbox is walled off by. One that was made for either is never run in the other.
@@ -26,17 +26,6 @@ impl Isolation {
         match self {
             Self::Vm => "vm",
             Self::Container => "container",
-        }
-    }
-
-    /// What [`VARIABLE`] says; the default where it says nothing.
-    ///
-    /// # Errors
-    /// [`Error::InvalidIsolation`].
-    pub fn from_environment() -> Result<Self, Error> {
-        match env::var_os(VARIABLE) {
-            Some(value) if !value.is_empty() => value.to_string_lossy().parse(),
-            _ => Ok(Self::default()),
         }
     }
 }

@@ -50,6 +50,7 @@ pub mod port;
 pub mod resources;
 pub mod sandbox;
 pub mod security;
+pub mod settings;
 pub mod signal;
 pub mod snapshot;
 pub mod spec;

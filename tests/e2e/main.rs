@@ -25,6 +25,7 @@ mod registers;
 mod registries;
 mod restores;
 mod servers;
+mod settings;
 mod start_time;
 mod terminals;
 mod walls;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         registries::TESTS,
         restores::TESTS,
         servers::TESTS,
+        settings::TESTS,
         terminals::TESTS,
         walls::TESTS,
     ];

@@ -7,6 +7,7 @@ use brig_engine::{
     engine::{Draft, SnapshotOptions},
     port::{PORTS_MAX, PortError, PublishedPort},
     sandbox::{Config, health::HealthOptions},
+    settings::Settings,
     template,
     unpack::{self, Timing},
 };
@@ -18,7 +19,9 @@ use super::{
 use crate::{arguments::Create, cidfile::CidFile, env_file, failure::Failure};
 
 /// `brig create`.
-pub async fn create(engine: &Engine, options: &Create) -> Result<i32, Failure> {
+pub async fn create(engine: &Engine, mut options: Create) -> Result<i32, Failure> {
+    settle(engine, &mut options)?;
+    let options = &options;
     // As Docker's command line takes it: whoever attaches first gives the input.
     let wanted = Wanted::new(options, false)?;
     let cidfile = options.cidfile.as_deref().map(CidFile::create).transpose()?;
@@ -111,13 +114,25 @@ impl Prepared {
     }
 }
 
-/// What the user wants the sandbox to be walled off by. A snapshot is a guest's.
-pub(super) fn isolation(options: &Create) -> Result<Isolation, Failure> {
-    match options.isolation {
-        Some(isolation) => Ok(isolation),
-        None if options.snapshot.is_some() => Ok(Isolation::Vm),
-        None => Isolation::from_environment().map_err(Failure::of_run),
+/// Enters what the user has set for all sandboxes where the options say nothing, and gives the isolation. A snapshot is a guest's,
+/// whose size it has.
+pub(super) fn settle(engine: &Engine, options: &mut Create) -> Result<Isolation, Failure> {
+    if options.snapshot.is_some() {
+        return Ok(Isolation::Vm);
     }
+    let settings = Settings::read(engine.paths()).map_err(Failure::of_run)?;
+    let isolation = match options.isolation {
+        Some(isolation) => isolation,
+        None => settings.isolation().map_err(Failure::of_run)?,
+    };
+    options.isolation = Some(isolation);
+    if options.memory.is_none() {
+        options.memory = settings.memory().map_err(Failure::of_run)?;
+    }
+    if options.cpus.is_none() {
+        options.cpus = settings.cpus().map_err(Failure::of_run)?;
+    }
+    Ok(isolation)
 }
 
 fn ports(options: &Create) -> Result<Vec<PublishedPort>, Failure> {
@@ -133,7 +148,7 @@ fn wishes(options: &Create, detach: bool) -> Result<CreateOptions, Failure> {
     let mut env = env_file::read(&options.env_file)?;
     env.extend(options.env.iter().cloned());
     Ok(CreateOptions {
-        isolation: isolation(options)?,
+        isolation: options.isolation.unwrap_or_default(),
         pids: options.pids_limit,
         image: options.image().to_owned(),
         command: options.command().to_vec(),

@@ -1,5 +1,6 @@
 //! The commands.
 
+mod config;
 mod create;
 mod exec;
 mod fork;
@@ -36,7 +37,7 @@ pub async fn dispatch(command: Command, began_ns: u64) -> Result<i32, Failure> {
     let engine = open().map_err(|e| if running { Failure::of_run(e) } else { e.into() })?;
     match command {
         Command::Run(options) => run::run(&engine, *options, began_ns).await,
-        Command::Create(options) => create::create(&engine, &options).await,
+        Command::Create(options) => create::create(&engine, *options).await,
         Command::Ps(options) => ps::ps(&engine, &options),
         Command::Rename(options) => restart::rename(&engine, &options),
         Command::Restart(options) => restart::restart(&engine, &options).await,
@@ -68,6 +69,7 @@ pub async fn dispatch(command: Command, began_ns: u64) -> Result<i32, Failure> {
         Command::Template(command) => template::dispatch(&engine, command).await,
         Command::System(command) => system::dispatch(&engine, &command).await,
         Command::Registry(command) => Err(registry::hand_over(&engine, command)),
+        Command::Config(command) => config::dispatch(&engine, &command),
         Command::Version => system::version(),
     }
 }

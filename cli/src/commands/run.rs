@@ -34,7 +34,7 @@ const STARTING: &str = "Starting the guest";
 const MAKING: &str = "Making a template of a started guest: this is done once for each size of guest";
 
 /// `brig run`.
-pub async fn run(engine: &Engine, options: Run, began_ns: u64) -> Result<i32, Failure> {
+pub async fn run(engine: &Engine, mut options: Run, began_ns: u64) -> Result<i32, Failure> {
     check_input(options.create.interactive && !options.detach, options.create.tty)?;
     let cidfile = options
         .create
@@ -43,9 +43,9 @@ pub async fn run(engine: &Engine, options: Run, began_ns: u64) -> Result<i32, Fa
         .map(CidFile::create)
         .transpose()?;
     let mut interrupts = Interrupts::new()?;
+    let isolation = create::settle(engine, &mut options.create)?;
     let making = &options.create;
     let wanted = Wanted::new(making, options.detach)?;
-    let isolation = create::isolation(making)?;
     // There is no guest that could be a template's.
     let cold = making.no_template || isolation == Isolation::Container || template::switched_off();
     let count = options.timing == Some(TimingDetail::Full);
