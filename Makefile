@@ -37,6 +37,8 @@ build:
 	install -D -t $(BRIG_LIB) $(CARGO_TARGET_DIR)/release/brig-registry
 	guest-agent/build $(BRIG_LIB)/initrd.cpio
 	images/welcome/build $(BRIG_LIB)/welcome.tar
+	images/bench/build $(BRIG_LIB)/bench.tar
+	install -D -t $(BRIG_LIB) $(CARGO_TARGET_DIR)/$(TARGET)/release-small/brig-bench
 	kernel=$$(kernel-config/build) && install -D -m 644 "$$kernel" $(BRIG_LIB)/vmlinux
 
 man: build
@@ -105,8 +107,8 @@ lint:
 
 install: build
 	install -D -t $(DESTDIR)$(PREFIX)/bin build/bin/brig
-	install -D -t $(DESTDIR)$(PREFIX)/lib/brig $(addprefix $(BRIG_LIB)/,brig-supervisor brig-vmm brig-cell brig-registry)
-	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/brig $(BRIG_LIB)/vmlinux $(BRIG_LIB)/initrd.cpio $(BRIG_LIB)/welcome.tar
+	install -D -t $(DESTDIR)$(PREFIX)/lib/brig $(addprefix $(BRIG_LIB)/,brig-supervisor brig-vmm brig-cell brig-registry brig-bench)
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/brig $(BRIG_LIB)/vmlinux $(BRIG_LIB)/initrd.cpio $(addprefix $(BRIG_LIB)/,welcome.tar bench.tar)
 	[ ! -d build/share ] || { \
 		install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 build/share/man/man1/*.1 && \
 		install -D -m 644 build/share/completions/brig.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/brig && \

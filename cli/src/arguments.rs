@@ -1,5 +1,6 @@
 //! The command line: Docker's words where there are such.
 
+mod compare;
 mod config;
 mod images;
 mod saved;
@@ -16,13 +17,14 @@ use brig_engine::{
 use brig_image_store::{MaxImageSize, Platform};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
+use self::compare::COMPARE_EXAMPLES;
 use self::config::CONFIG_EXAMPLES;
 use self::images::{
     COMMIT_EXAMPLES, DIFF_EXAMPLES, EXPORT_EXAMPLES, IMAGE_EXAMPLES, IMPORT_EXAMPLES, LIST_EXAMPLES,
     LOAD_EXAMPLES, REMOVE_EXAMPLES, SAVE_EXAMPLES, TAG_EXAMPLES,
 };
 use self::saved::{FORK_EXAMPLES, SNAPSHOT_EXAMPLES, TEMPLATE_EXAMPLES};
-pub use self::{config::*, images::*, saved::*};
+pub use self::{compare::Compare, config::*, images::*, saved::*};
 use crate::{detach::DetachKeys, durations};
 
 /// Run an untrusted image in a microVM of its own
@@ -52,6 +54,8 @@ pub enum TimingDetail {
     Stages,
     /// And what the guest had cost then: VM exits, page faults, emulated instructions.
     Full,
+    /// When each stage was reached, as one line for programs: nanoseconds of `CLOCK_MONOTONIC`.
+    Json,
 }
 
 /// The commands.
@@ -140,6 +144,9 @@ pub enum Command {
     /// Guests that are ready to start from: made when they are needed first
     #[command(subcommand, after_help = TEMPLATE_EXAMPLES)]
     Template(Template),
+    /// Measure what each isolation costs here: the same image in a microVM, in a container, under crun and runc
+    #[command(after_help = COMPARE_EXAMPLES)]
+    Compare(Compare),
     /// Show and set what new sandboxes get when `run` does not say
     #[command(subcommand, after_help = CONFIG_EXAMPLES)]
     Config(Config),
@@ -252,8 +259,8 @@ pub struct Run {
     #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, require_equals = true,
           default_missing_value = "true", action = clap::ArgAction::Set)]
     pub sig_proxy: bool,
-    /// Print where the time went; `full`: and what the guest cost until then
-    #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "stages")]
+    /// Print where the time went; `full`: and what the guest cost until then; `json`: as a line of JSON
+    #[arg(long, value_name = "full|json", num_args = 0..=1, require_equals = true, default_missing_value = "stages")]
     pub timing: Option<TimingDetail>,
     #[command(flatten)]
     pub create: Create,

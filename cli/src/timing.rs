@@ -98,33 +98,9 @@ pub struct Moments {
 /// Where the time went from `request_ns`, when the command began, to `cleaned_ns`, when nothing was left to do. Both are
 /// of `CLOCK_MONOTONIC`. What the start cost comes with it when that was counted.
 pub fn render(timing: &Timing, host: Option<&HostCosts>, moments: Moments) -> String {
-    let Moments {
-        request_ns,
-        unpacked_ns,
-        cleaned_ns,
-    } = moments;
-    let restored = timing
-        .origin
-        .is_some_and(|origin| !matches!(origin, Origin::Boot | Origin::Container));
-    let entry = if restored { "guest resumed" } else { "kernel entry" };
-    let stages = [
-        ("request", Some(request_ns)),
-        ("image unpacked", unpacked_ns),
-        ("template made", timing.template_ns),
-        ("supervisor", timing.supervisor_ns),
-        ("VMM start", timing.vmm_ns),
-        (entry, timing.entry_ns),
-        ("init", timing.init_ns),
-        ("agent ready", timing.ready_ns),
-        ("process exec", timing.exec_ns),
-        ("first output byte", timing.output_ns),
-        ("exit", timing.exit_ns),
-        ("cleaned up", Some(cleaned_ns)),
-    ];
-    let mut reached: Vec<(&str, u64)> = stages
-        .into_iter()
-        .filter_map(|(stage, ns)| ns.map(|ns| (stage, ns)))
-        .collect();
+    let request_ns = moments.request_ns;
+    let restored = is_restored(timing);
+    let mut reached = reached(timing, moments);
     // The first byte may come before the word that the exec succeeded.
     reached.sort_by_key(|(_, ns)| *ns);
     let mut before = request_ns;
@@ -165,6 +141,52 @@ pub fn render(timing: &Timing, host: Option<&HostCosts>, moments: Moments) -> St
         let _ = writeln!(text, "KVM is {}", kvm::describe(kind));
     }
     text
+}
+
+/// When each stage was reached, for programs: nanoseconds of `CLOCK_MONOTONIC`.
+pub fn json(timing: &Timing, moments: Moments) -> serde_json::Value {
+    let stages: serde_json::Map<String, serde_json::Value> = reached(timing, moments)
+        .into_iter()
+        .map(|(stage, ns)| (stage.to_owned(), ns.into()))
+        .collect();
+    serde_json::json!({
+        "clock": "CLOCK_MONOTONIC",
+        "origin": timing.origin.map(Origin::as_str),
+        "stages": stages,
+    })
+}
+
+fn is_restored(timing: &Timing) -> bool {
+    timing
+        .origin
+        .is_some_and(|origin| !matches!(origin, Origin::Boot | Origin::Container))
+}
+
+/// The stages that were reached, by the words for them.
+fn reached(timing: &Timing, moments: Moments) -> Vec<(&'static str, u64)> {
+    let entry = if is_restored(timing) {
+        "guest resumed"
+    } else {
+        "kernel entry"
+    };
+    let stages = [
+        ("request", Some(moments.request_ns)),
+        ("image unpacked", moments.unpacked_ns),
+        ("template made", timing.template_ns),
+        ("supervisor", timing.supervisor_ns),
+        ("VMM start", timing.vmm_ns),
+        (entry, timing.entry_ns),
+        ("init", timing.init_ns),
+        ("agent ready", timing.ready_ns),
+        ("process exec", timing.exec_ns),
+        ("first output byte", timing.output_ns),
+        ("exit", timing.exit_ns),
+        ("cleaned up", Some(moments.cleaned_ns)),
+    ];
+    stages
+        .into_iter()
+        .filter_map(|(stage, ns)| ns.map(|ns| (stage, ns)))
+        .collect()
 }
 
 /// What the guest had cost at each stage, since its brig-vmm began.
@@ -256,6 +278,27 @@ mod tests {
                 vec!["exit", "8.0", "4.5"],
                 vec!["cleaned up", "9.0", "1.0"],
             ]
+        );
+    }
+
+    #[test]
+    fn a_program_gets_the_moments_themselves() {
+        let timing = Timing {
+            vmm_ns: Some(3_000_000),
+            exit_ns: Some(9_000_000),
+            origin: Some(Origin::Container),
+            ..Timing::default()
+        };
+        let moments = Moments {
+            request_ns: 1_000_000,
+            unpacked_ns: None,
+            cleaned_ns: 10_000_000,
+        };
+        let stages = serde_json::json!({"request": 1_000_000, "VMM start": 3_000_000, "exit": 9_000_000, "cleaned up": 10_000_000});
+        let value = json(&timing, moments);
+        assert_eq!(
+            (&value["stages"], &value["origin"]),
+            (&stages, &"container".into())
         );
     }
 

@@ -110,6 +110,11 @@ async fn probe(kvm: &File, spawn: &dyn Spawn) -> Result<KvmKind, Error> {
     result
 }
 
+/// Whether a kind of KVM interprets the guest's kernel.
+pub fn is_emulated(kvm: KvmKind) -> bool {
+    kvm == KvmKind::Emulated
+}
+
 /// A kind of KVM in words, for `brig system info`.
 pub fn describe(kvm: KvmKind) -> &'static str {
     match kvm {

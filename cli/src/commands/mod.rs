@@ -1,5 +1,6 @@
 //! The commands.
 
+mod compare;
 mod config;
 mod create;
 mod exec;
@@ -70,6 +71,7 @@ pub async fn dispatch(command: Command, began_ns: u64) -> Result<i32, Failure> {
         Command::System(command) => system::dispatch(&engine, &command).await,
         Command::Registry(command) => Err(registry::hand_over(&engine, command)),
         Command::Config(command) => config::dispatch(&engine, &command),
+        Command::Compare(options) => compare::compare(&engine, &options).await,
         Command::Version => system::version(),
     }
 }

@@ -165,12 +165,12 @@ async fn start_created(start: Start<'_>, interrupts: &mut Interrupts) -> Result<
         // Its supervisor has done so, unless it was killed.
         discard(engine, id).await;
     }
-    if options.timing.is_some() {
+    if let Some(detail) = options.timing {
         let timing = Timing {
             template_ns: made.template_ns,
             ..exit.timing
         };
-        print_timing(&timing, made.image.as_ref(), host_costs, began_ns);
+        print_timing(&timing, made.image.as_ref(), host_costs, began_ns, detail);
     }
     Ok(finish(exit.code, exit.error))
 }
@@ -402,7 +402,13 @@ pub(super) fn finish(code: i32, error: Option<String>) -> i32 {
     code
 }
 
-fn print_timing(timing: &Timing, image: Option<&unpack::Timing>, mut host: Option<HostCosts>, began_ns: u64) {
+fn print_timing(
+    timing: &Timing,
+    image: Option<&unpack::Timing>,
+    mut host: Option<HostCosts>,
+    began_ns: u64,
+    detail: TimingDetail,
+) {
     let cleaned_ns = monotonic_ns();
     if let Some(costs) = &mut host {
         costs.reached("cleaned up");
@@ -413,6 +419,10 @@ fn print_timing(timing: &Timing, image: Option<&unpack::Timing>, mut host: Optio
         unpacked_ns,
         cleaned_ns,
     };
+    if detail == TimingDetail::Json {
+        eprintln!("{}", timing::json(timing, moments));
+        return;
+    }
     eprint!("{}", timing::render(timing, host.as_ref(), moments));
     if let Some(image) = image {
         eprint!("\n{}", timing::render_unpack(image));
