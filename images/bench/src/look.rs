@@ -39,7 +39,11 @@ fn list(texts: &[String]) -> String {
 /// Character and block devices. Links are not followed: what they lead to is found where it is.
 fn find_nodes(directory: &Path, nodes: &mut Vec<String>) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let Ok(kind) = entry.file_type() else { continue };
+        // Not what the directory says: a node may be mounted over a file.
+        let Ok(metadata) = fs::symlink_metadata(entry.path()) else {
+            continue;
+        };
+        let kind = metadata.file_type();
         if nodes.len() >= NODES_MAX {
             return;
         }
