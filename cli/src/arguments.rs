@@ -4,6 +4,7 @@ mod compare;
 mod config;
 mod images;
 mod saved;
+mod watch;
 
 use std::{ffi::OsString, path::PathBuf, process, time::Duration};
 
@@ -24,7 +25,8 @@ use self::images::{
     LOAD_EXAMPLES, REMOVE_EXAMPLES, SAVE_EXAMPLES, TAG_EXAMPLES,
 };
 use self::saved::{FORK_EXAMPLES, SNAPSHOT_EXAMPLES, TEMPLATE_EXAMPLES};
-pub use self::{compare::Compare, config::*, images::*, saved::*};
+use self::watch::{EVENTS_EXAMPLES, PAUSE_EXAMPLES, STATS_EXAMPLES, TOP_EXAMPLES};
+pub use self::{compare::Compare, config::*, images::*, saved::*, watch::*};
 use crate::{detach::DetachKeys, durations};
 
 /// Run an untrusted image in a microVM of its own
@@ -90,10 +92,25 @@ pub enum Command {
     /// Show what a sandbox has written
     #[command(after_help = LOGS_EXAMPLES)]
     Logs(Logs),
+    /// Show what sandboxes take: CPU, memory, disk
+    #[command(after_help = STATS_EXAMPLES)]
+    Stats(Stats),
+    /// List the processes of a sandbox
+    #[command(after_help = TOP_EXAMPLES)]
+    Top(Top),
+    /// Show what happens to sandboxes, as it happens
+    #[command(after_help = EVENTS_EXAMPLES)]
+    Events(Events),
     /// Remove sandboxes and their files
     Rm(Rm),
     /// Wait for the end of sandboxes and print their exit codes
     Wait(Sandboxes),
+    /// Let all processes of sandboxes stand still
+    #[command(after_help = PAUSE_EXAMPLES)]
+    Pause(Sandboxes),
+    /// Let the processes of paused sandboxes go on
+    #[command(after_help = PAUSE_EXAMPLES)]
+    Unpause(Sandboxes),
     /// Send a signal to running sandboxes
     Kill(Kill),
     /// Show everything about sandboxes, as JSON

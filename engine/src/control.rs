@@ -5,13 +5,14 @@
 //! |---|---|
 //! | `Start` | perhaps `Notice`, then `Started` or `Failed`; with `attach` then as `Attach` |
 //! | `Attach` | any number of `Stdout` and `Stderr`, then `Exited`; takes `Stdin`, `StdinEnd` and `Resize` at any time |
-//! | `Exec` | `Started` or `Failed`, any number of `Stdout` and `Stderr`, then `Ended`; takes the same, and `Detach` |
+//! | `Exec`, `Tool` | `Started` or `Failed`, any number of `Stdout` and `Stderr`, then `Ended`; takes the same, and `Detach` |
 //! | `Signal` | `Done` |
+//! | `Pause`, `Unpause` | `Done` or `Failed` |
 //! | `Save` | `Saved` or `Failed` |
 //! | `CopyDisk` | `Done` or `Failed` |
 //! | `Stop`, `Kill`, `Wait` | `Exited`, when everything is cleaned up |
 //!
-//! A connection carries one request other than `Stdin`, `StdinEnd`, `Resize`, `Signal`, `Save` and `CopyDisk`.
+//! A connection carries one request other than `Stdin`, `StdinEnd`, `Resize`, `Signal`, `Pause`, `Unpause`, `Save` and `CopyDisk`.
 
 use std::{
     fs::File,
@@ -23,7 +24,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use brig_protocol::spec::WindowSize;
+pub use brig_protocol::{spec::WindowSize, tool::Tool};
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -60,6 +61,8 @@ pub enum Request {
     /// Start another process, with this connection for its streams. When the connection closes before it has ended, its
     /// streams do: its terminal hangs up.
     Exec(Box<ExecRequest>),
+    /// As `Exec`, for work of the agent's own in the sandbox.
+    Tool(Tool),
     /// The process that this connection started goes on without it; what it writes goes nowhere.
     Detach,
     /// The terminal that this connection's process is seen on has this size.
@@ -77,6 +80,10 @@ pub enum Request {
         /// Seconds to wait; `None` waits for ever.
         timeout_s: Option<u32>,
     },
+    /// Let all processes of the sandbox stand still.
+    Pause,
+    /// Let them go on.
+    Unpause,
     /// Save the guest and the sandbox's disk, and let it go on.
     Save {
         /// The name of a [`crate::snapshot::Workspace`].

@@ -91,6 +91,24 @@ pub enum Error {
         /// What was asked for: a participle.
         what: &'static str,
     },
+    /// What the agent was to do in a sandbox has failed.
+    #[error("cannot look into {name}: {reason}")]
+    Tool {
+        /// The sandbox, as the user named it.
+        name: String,
+        /// What the agent said, or what is wrong with that.
+        reason: String,
+    },
+    /// A sandbox cannot stand still or go on.
+    #[error("cannot {action} {name}: {reason}")]
+    Pause {
+        /// The sandbox, as the user named it.
+        name: String,
+        /// `pause` or `unpause`.
+        action: &'static str,
+        /// Why.
+        reason: String,
+    },
     /// A guest kernel needs more.
     #[error("{asked} of memory is too little for a guest: give it {MEMORY_MIB_MIN} MiB or more")]
     MemoryTooSmall {

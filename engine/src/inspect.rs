@@ -110,9 +110,9 @@ fn state(sandbox: &Sandbox) -> Value {
     let state = &sandbox.state;
     let time = |time: Option<jiff::Timestamp>| time.map_or_else(|| NEVER.to_owned(), |time| time.to_string());
     json!({
-        "Status": state.status.as_str(),
+        "Status": state.word(),
         "Running": state.status == Status::Running,
-        "Paused": false,
+        "Paused": state.paused,
         "Restarting": false,
         "OOMKilled": false,
         "Dead": false,

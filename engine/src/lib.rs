@@ -14,9 +14,11 @@
 //! | [`clock`], [`perf`] | when what happened in a start, and what it cost the host |
 //! | [`unpack`] | images become EROFS files, in a guest |
 //! | [`pack`] | files of sandboxes become archives and layers, in a guest |
+//! | [`stats`] | what a running sandbox takes of the host |
 //! | [`spec`], [`disk`] | what a guest is given |
 //! | [`turns`] | how many come up at the same time |
 //! | [`log`] | the output of sandboxes |
+//! | [`events`] | what has happened to whom |
 //! | [`inspect`] | a sandbox as Docker's API describes a container |
 //! | [`security`] | the walls around a running sandbox, as the kernel tells them |
 //! | [`port`], [`resources`], [`signal`], [`name`], [`id`] | values that users write |
@@ -32,6 +34,7 @@ pub mod cpu;
 pub mod disk;
 pub mod engine;
 pub mod error;
+pub mod events;
 pub mod files;
 pub mod frames;
 pub mod guest;
@@ -54,8 +57,10 @@ pub mod settings;
 pub mod signal;
 pub mod snapshot;
 pub mod spec;
+pub mod stats;
 pub mod supervisor;
 pub mod template;
+pub use brig_protocol::tool;
 #[cfg(test)]
 mod test_support;
 pub mod turns;

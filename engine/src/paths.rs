@@ -67,6 +67,7 @@ impl Paths {
             &self.sandboxes(),
             &self.templates(),
             &self.snapshots(),
+            &self.events(),
         ] {
             make_private_directory(path)?;
         }
@@ -86,6 +87,11 @@ impl Paths {
     /// The directory of one sandbox.
     pub fn sandbox(&self, id: &SandboxId) -> PathBuf {
         self.sandboxes().join(id.as_str())
+    }
+
+    /// What has happened, see [`crate::events`].
+    pub fn events(&self) -> PathBuf {
+        self.root.join(crate::events::DIRECTORY)
     }
 
     /// Users' snapshots, one directory each.

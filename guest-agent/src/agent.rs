@@ -13,6 +13,7 @@ use brig_protocol::{
     frame::FrameError,
     spec::{ProcessSpec, Rlimit, SandboxSpec},
     stream::StreamHeader,
+    tool::Tool,
 };
 use rustix::{event::epoll::EventFlags, process::Pid, time::ClockId};
 
@@ -247,6 +248,7 @@ impl Agent {
             match message {
                 ToAgent::Start(spec) => self.start(*spec)?,
                 ToAgent::Exec { process, spec } => self.exec(process, *spec)?,
+                ToAgent::Tool { process, tool } => self.tool(process, &tool)?,
                 ToAgent::Signal { process, signal } => {
                     if let Some(process) = self.process(process) {
                         process.signal(signal);
@@ -306,7 +308,25 @@ impl Agent {
     fn exec(&mut self, number: u32, mut spec: ProcessSpec) -> Result<(), AgentError> {
         let began = Instant::now();
         self.add_default_limit(&mut spec);
-        let answer = match self.enter(number, &spec) {
+        let entered = self.enter(number, |sandbox, places| sandbox.enter(&spec, places));
+        self.answer(number, entered, began)
+    }
+
+    /// Starts a process of the agent's own in the sandbox.
+    fn tool(&mut self, number: u32, tool: &Tool) -> Result<(), AgentError> {
+        let began = Instant::now();
+        let entered = self.enter(number, |sandbox, places| sandbox.visit(tool, places));
+        self.answer(number, entered, began)
+    }
+
+    /// Says what has become of a start.
+    fn answer(
+        &mut self,
+        number: u32,
+        entered: Result<(Process, u32), AgentError>,
+        began: Instant,
+    ) -> Result<(), AgentError> {
+        let answer = match entered {
             Ok((process, pid)) => {
                 self.failed.retain(|&failed| failed != number);
                 self.others.insert(number, process);
@@ -328,7 +348,11 @@ impl Agent {
         Ok(())
     }
 
-    fn enter(&mut self, number: u32, spec: &ProcessSpec) -> Result<(Process, u32), AgentError> {
+    fn enter(
+        &mut self,
+        number: u32,
+        start: impl FnOnce(&mut Sandbox, &Places) -> Result<(Process, u32), AgentError>,
+    ) -> Result<(Process, u32), AgentError> {
         if self.process(number).is_some() {
             return Err(AgentError::ProcessExists(number));
         }
@@ -336,7 +360,7 @@ impl Agent {
             return Err(AgentError::TooManyProcesses);
         }
         match &mut self.sandbox {
-            Some(sandbox) => sandbox.enter(spec, &self.places),
+            Some(sandbox) => start(sandbox, &self.places),
             None => Err(AgentError::NotRunning),
         }
     }

@@ -10,7 +10,7 @@
 //! | the end of a child | [`reaper`] |
 //!
 //! What a message asks for is done by [`sandbox`] (the sandbox and its first process, and more of them), [`process`], [`prepared`] (what of that can be done in
-//! advance), [`wake`] (what a restore has to change), [`priority`], [`disks`], [`unpack`] and the [`heap`] that it takes.
+//! advance), [`wake`] (what a restore has to change), [`priority`], [`disks`], [`unpack`] and the [`heap`] that it takes; `tools` is what the agent does in a sandbox itself.
 //! [`machine`] and [`vsock`] are what only a guest has; everything else works on descriptors that it is given, so
 //! that a test can play the supervisor over socket pairs.
 
@@ -29,6 +29,7 @@ pub mod reaper;
 pub mod relay;
 pub mod sandbox;
 pub mod streams;
+mod tools;
 pub mod unpack;
 pub mod vsock;
 pub mod wake;

@@ -111,7 +111,16 @@ impl Ends {
             };
             return Ok((Stdio::Terminal, ends));
         }
-        let (stdin_read, stdin) = standard_input(spec.stdin, places)?;
+        let (streams, ends) = Self::pipes(spec.stdin, places)?;
+        Ok((Stdio::Given(streams), ends))
+    }
+
+    /// Three pipes, the first only `with_stdin`.
+    ///
+    /// # Errors
+    /// [`AgentError::System`].
+    pub fn pipes(with_stdin: bool, places: &Places) -> Result<([OwnedFd; 3], Self), AgentError> {
+        let (stdin_read, stdin) = standard_input(with_stdin, places)?;
         let (stdout, stdout_write) = pipe()?;
         let (stderr, stderr_write) = pipe()?;
         let ends = Self {
@@ -120,7 +129,7 @@ impl Ends {
             stderr: OutputState::Unclaimed(SandboxEnd::Pipe(stderr)),
             terminal: None,
         };
-        Ok((Stdio::Given([stdin_read, stdout_write, stderr_write]), ends))
+        Ok(([stdin_read, stdout_write, stderr_write], ends))
     }
 
     /// The same with the master of the terminal that the launcher has made, if it has.

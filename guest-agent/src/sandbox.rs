@@ -6,6 +6,7 @@ use brig_launcher::{Kernel, Launch, cgroup::Cgroup, enter::Entrance, files, filt
 use brig_protocol::{
     agent::Identity,
     spec::{ProcessSpec, RootSpec, SandboxSpec},
+    tool::Tool,
 };
 
 use crate::{
@@ -13,6 +14,7 @@ use crate::{
     error::{AgentError, Context},
     prepared::{Prepared, find_cgroup, make_cgroup},
     process::{Ends, Places, Process},
+    tools,
 };
 
 /// A sandbox that was started.
@@ -86,6 +88,25 @@ impl Sandbox {
     /// # Errors
     /// [`AgentError::NotRunning`]; those of the launcher.
     pub fn enter(&mut self, spec: &ProcessSpec, places: &Places) -> Result<(Process, u32), AgentError> {
+        let entrance = self.entrance()?;
+        let (stdio, ends) = Ends::make(spec, places)?;
+        let entered = entrance.start(spec, &stdio)?;
+        let ends = ends.with_terminal(entered.terminal, spec.stdin)?;
+        Ok((Process::new(entered.pid, false, ends), entered.inner_pid))
+    }
+
+    /// Starts a process of the agent's own in it, which does what `tool` says. It has no pid that would mean anything inside.
+    ///
+    /// # Errors
+    /// As [`Self::enter`].
+    pub fn visit(&mut self, tool: &Tool, places: &Places) -> Result<(Process, u32), AgentError> {
+        let entrance = self.entrance()?;
+        let (stdio, ends) = Ends::pipes(true, places)?;
+        let pid = entrance.visit(&stdio, || tools::run(tool))?;
+        Ok((Process::new(pid, false, ends), 0))
+    }
+
+    fn entrance(&mut self) -> Result<&Entrance, AgentError> {
         if !self.first.is_running() {
             return Err(AgentError::NotRunning);
         }
@@ -93,13 +114,7 @@ impl Sandbox {
             let entrance = Entrance::new(self.first.pid(), self.cgroup.clone(), self.filter);
             self.entrance = Some(entrance.step("find the sandbox's first process")?);
         }
-        let Some(entrance) = &self.entrance else {
-            return Err(AgentError::NotRunning);
-        };
-        let (stdio, ends) = Ends::make(spec, places)?;
-        let entered = entrance.start(spec, &stdio)?;
-        let ends = ends.with_terminal(entered.terminal, spec.stdin)?;
-        Ok((Process::new(entered.pid, false, ends), entered.inner_pid))
+        self.entrance.as_ref().ok_or(AgentError::NotRunning)
     }
 
     /// Makes it who `identity` says. A file that is not among those of its spec is passed over, and one that has ended is no

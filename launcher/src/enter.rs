@@ -29,7 +29,7 @@ use crate::{
     error::{Context, LaunchError},
     filter::Filter,
     namespaces::{self, Kept, Stack},
-    signals,
+    signals, visit,
 };
 
 /// What an entering process joins by itself.
@@ -118,6 +118,21 @@ impl Entrance {
             inner_pid: kept.pid,
             terminal: pair.and_then(|(near, _)| channel::take_terminal(&near)),
         })
+    }
+
+    /// Makes a process of the caller's own in the sandbox's root filesystem, with these streams, that does `body` and ends with
+    /// its exit code; see [`visit`].
+    ///
+    /// # Errors
+    /// Those of fork(2).
+    pub fn visit(&self, stdio: &[OwnedFd; 3], body: impl FnOnce() -> i32) -> Result<Pid, LaunchError> {
+        let enter = || {
+            Ok(move_into_thread_name_spaces(
+                self.first.as_fd(),
+                ThreadNameSpaceType::MOUNT,
+            )?)
+        };
+        visit::fork(stdio, self.filter, enter, body)
     }
 
     /// The way of the child. All signals are blocked until the dispositions are those of the program to come.

@@ -17,7 +17,8 @@
 //! | the filter of system calls | [`filter`] |
 //! | the program is found and executed | [`exec`] |
 //!
-//! A further process of a sandbox that runs enters by [`enter`], and goes the last three steps.
+//! A further process of a sandbox that runs enters by [`enter`], and goes the last three steps. A process of the caller's own
+//! that works on the sandbox's files goes the way of `visit`.
 //!
 //! **Paths of an image are hostile.** Everything that comes from the image is touched only after pivot_root(2): from
 //! then on the root of path resolution is the image itself and no mount of the old tree is left in the mount
@@ -47,6 +48,7 @@ pub mod sysctls;
 pub mod terminal;
 mod trees;
 pub mod user;
+mod visit;
 pub mod zygote;
 
 use std::{

@@ -6,10 +6,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{FileSpec, ProcessSpec, SandboxSpec, WindowSize};
+use crate::{
+    spec::{FileSpec, ProcessSpec, SandboxSpec, WindowSize},
+    tool::Tool,
+};
 
 /// Version of these messages. The supervisor refuses an agent that says another.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Most bytes of a frame to the agent (the environment and the engine's files are in it).
 pub const TO_AGENT_BYTES: usize = 2 << 20;
@@ -38,6 +41,14 @@ pub enum ToAgent {
         process: u32,
         /// What to run. The working directory has to be there.
         spec: Box<ProcessSpec>,
+    },
+    /// Do something in the sandbox, whose first process runs, in a process of the agent's own. Answered as
+    /// [`ToAgent::Exec`]; it has all three streams.
+    Tool {
+        /// The process: a number as for [`ToAgent::Exec`].
+        process: u32,
+        /// What to do.
+        tool: Tool,
     },
     /// The terminal of a process has another size. Unanswered; a process that is gone or has none is no error.
     Resize {

@@ -51,7 +51,10 @@ pub enum Command {
     /// stands still from then on. Descriptor 0 is an empty file for the guest's memory, which becomes a sparse file as
     /// long as the memory, descriptor 1 an empty file for everything else.
     Save,
-    /// Let a saved guest run on. Unanswered.
+    /// Let its vCPUs stand still between two instructions, until [`Command::Resume`]. Answered by [`Event::Paused`] or
+    /// [`Event::PauseFailed`].
+    Pause,
+    /// Let a guest that was saved or stands still run on. Unanswered.
     Resume,
     /// Write down which pages of a restored guest have been touched, for [`RestoreConfig::prefetch`] of the next one. Answered by
     /// [`Event::Recorded`]. Descriptor 0 is the process's own `/proc/PID/pagemap`, descriptor 1 an empty file.
@@ -220,6 +223,13 @@ pub enum Event {
     /// Answer to a [`Command::Save`] that could not be carried out. The guest stands still and can be resumed; what the files
     /// hold is of no use.
     SaveFailed {
+        /// What failed and why, one line.
+        message: String,
+    },
+    /// Answer to [`Command::Pause`].
+    Paused,
+    /// Answer to a [`Command::Pause`] that could not be carried out. The guest runs on.
+    PauseFailed {
         /// What failed and why, one line.
         message: String,
     },

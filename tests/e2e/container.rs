@@ -11,7 +11,7 @@ use brig_tests::{
 use serde_json::json;
 use tempfile::NamedTempFile;
 
-use crate::{crash, lifecycle, logs, ports, process};
+use crate::{crash, lifecycle, logs, ports, process, watch};
 
 /// Tests of other files, in containers.
 pub const SHARED: &[Test] = &tests_in_containers! {
@@ -45,6 +45,7 @@ pub const SHARED: &[Test] = &tests_in_containers! {
         logs::a_lot_of_output_is_logged_whole,
         crash::a_killed_supervisor_takes_its_sandbox_along_and_no_other,
         crash::a_killed_vmm_ends_its_sandbox,
+        watch::what_happens_is_told_and_what_runs_is_shown,
 };
 
 tests! {

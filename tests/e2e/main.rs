@@ -29,6 +29,7 @@ mod settings;
 mod start_time;
 mod terminals;
 mod walls;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         settings::TESTS,
         terminals::TESTS,
         walls::TESTS,
+        watch::TESTS,
     ];
     brig_tests::suite::run(all.into_iter().flatten().copied())
 }

@@ -54,7 +54,11 @@ fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
         let entry = entry?;
         let target = to.join(entry.file_name());
         let kind = entry.file_type()?;
-        if kind.is_dir() && entry.file_name() == "sandboxes" {
+        if kind.is_dir()
+            && ["sandboxes", "events"]
+                .iter()
+                .any(|own| entry.file_name() == *own)
+        {
             fs::create_dir_all(target)?;
         } else if kind.is_dir() {
             link_tree(&entry.path(), &target)?;

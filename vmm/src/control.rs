@@ -168,6 +168,12 @@ impl Session<'_> {
                     },
                 })
             }
+            (Command::Pause, Some(machine)) => self.send(&match machine.pause() {
+                Ok(()) => Event::Paused,
+                Err(error) => Event::PauseFailed {
+                    message: chain(&error),
+                },
+            }),
             (Command::RecordPages, Some(machine)) => {
                 let (pagemap, file) = config::take_two_files(fds)?;
                 let pages = machine.record_pages(&pagemap, &file).ok();
@@ -188,6 +194,7 @@ impl Session<'_> {
             (
                 Command::Connect { .. }
                 | Command::Save
+                | Command::Pause
                 | Command::Resume
                 | Command::RecordPages
                 | Command::Count,

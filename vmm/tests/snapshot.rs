@@ -130,7 +130,15 @@ fn goes_on_with(vcpus: u8) {
         echo(&vmm, &mut console, &format!("round {round}"));
     }
     // The one that was saved goes on as well.
+    // And can stand still before, as often as one likes.
     waiting.vmm.send(&Command::Resume, &[]).unwrap();
+    for _ in 0..2 {
+        for _ in 0..2 {
+            waiting.vmm.send(&Command::Pause, &[]).unwrap();
+            assert_eq!(waiting.vmm.event().unwrap(), Event::Paused);
+        }
+        waiting.vmm.send(&Command::Resume, &[]).unwrap();
+    }
     echo(&waiting.vmm, &mut waiting.console, "the first");
 }
 

@@ -40,6 +40,16 @@ pub async fn wait(engine: &Engine, options: &Sandboxes) -> Result<i32, Failure> 
     outcome.code()
 }
 
+/// `brig pause`, and `brig unpause` when they are not to be `still`.
+pub async fn pause(engine: &Engine, options: &Sandboxes, still: bool) -> Result<i32, Failure> {
+    let mut outcome = Outcome::default();
+    for reference in &options.sandboxes {
+        let done = engine.pause(reference, still).await;
+        outcome.take(done.map(|()| reference.clone()))?;
+    }
+    outcome.code()
+}
+
 /// `brig kill`.
 pub async fn kill(engine: &Engine, options: &Kill) -> Result<i32, Failure> {
     let signal: Signal = options.signal.parse()?;

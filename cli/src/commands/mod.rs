@@ -3,6 +3,7 @@
 mod compare;
 mod config;
 mod create;
+mod events;
 mod exec;
 mod fork;
 mod images;
@@ -16,8 +17,10 @@ pub mod registry;
 mod restart;
 mod run;
 mod snapshot;
+mod stats;
 mod system;
 mod template;
+mod top;
 
 use std::{
     fmt::Display,
@@ -52,8 +55,13 @@ pub async fn dispatch(command: Command, began_ns: u64) -> Result<i32, Failure> {
         Command::Attach(options) => exec::attach(&engine, &options).await,
         Command::Rm(options) => life::remove(&engine, &options).await,
         Command::Wait(options) => life::wait(&engine, &options).await,
+        Command::Pause(options) => life::pause(&engine, &options, true).await,
+        Command::Unpause(options) => life::pause(&engine, &options, false).await,
         Command::Kill(options) => life::kill(&engine, &options).await,
         Command::Logs(options) => logs::logs(&engine, &options).await,
+        Command::Stats(options) => stats::stats(&engine, &options).await,
+        Command::Top(options) => top::top(&engine, &options).await,
+        Command::Events(options) => events::events(&engine, &options).await,
         Command::Images(options) => images::list::list(&engine, &options),
         Command::Rmi(options) => images::remove::remove(&engine, &options),
         Command::Tag(options) => images::remove::tag(&engine, &options),

@@ -98,7 +98,7 @@ fn row(sandbox: &Sandbox, whole: bool, now: Timestamp, size: &str) -> Value {
         "CreatedAt": text::date(config.created),
         "RunningFor": format!("{} ago", text::since(config.created, now)),
         "Status": status(sandbox, now),
-        "State": sandbox.state.status.as_str(),
+        "State": sandbox.state.word(),
         "Isolation": config.isolation.to_string(),
         "Ports": ports.join(", "),
         "Names": config.name,
@@ -114,12 +114,16 @@ fn status(sandbox: &Sandbox, now: Timestamp) -> String {
     match state.status {
         Status::Created => "Created".to_owned(),
         Status::Running => {
+            let paused = if state.paused { " (Paused)" } else { "" };
             let health = match state.health.as_ref().map(|health| health.status) {
                 None => String::new(),
                 Some(HealthStatus::Starting) => " (health: starting)".to_owned(),
                 Some(status) => format!(" ({})", status.as_str()),
             };
-            format!("Up {}{health}", text::since(state.started.unwrap_or(now), now))
+            format!(
+                "Up {}{health}{paused}",
+                text::since(state.started.unwrap_or(now), now)
+            )
         }
         Status::Exited => {
             format!(
@@ -247,7 +251,7 @@ impl Filters {
             && self
                 .status
                 .as_ref()
-                .is_none_or(|wanted| wanted.iter().any(|status| status == state.status.as_str()))
+                .is_none_or(|wanted| wanted.iter().any(|status| status == state.word()))
             && self
                 .images
                 .as_ref()

@@ -43,5 +43,7 @@ async fn again(engine: &Engine, reference: &str, options: &Restart) -> Result<()
         .await?;
     let start = Start::of(reference)
         .ok_or_else(|| Failure::command(format!("cannot start {reference}: it is no name of a sandbox")))?;
-    run::start(engine, &start).await.map(|_| ())
+    run::start(engine, &start).await?;
+    engine.note(&sandbox, "restart", &[]);
+    Ok(())
 }

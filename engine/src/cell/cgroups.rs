@@ -112,6 +112,54 @@ pub fn forget(id: &SandboxId) {
     }
 }
 
+/// What a cgroup has counted, as far as it counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Bytes of memory, but for what the kernel can drop at once.
+    pub memory: Option<u64>,
+    /// CPU time in nanoseconds.
+    pub cpu_ns: Option<u64>,
+}
+
+/// What the cgroups of a sandbox have counted; `None` when it has none.
+pub fn memory_and_cpu(id: &SandboxId) -> Option<Counted> {
+    let read = |directory: &Path, file: &str| fs::read_to_string(directory.join(file)).ok();
+    let number = |text: String| text.trim().parse::<u64>().ok();
+    let line = |text: &str, name: &str| -> Option<u64> {
+        let mut words = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name))?
+            .split_whitespace();
+        words.next()?.parse().ok()
+    };
+    if is_unified() {
+        let directory = unified_base().ok()?.join(id.as_str());
+        if !directory.exists() {
+            return None;
+        }
+        let cached = read(&directory, "memory.stat").and_then(|text| line(&text, "inactive_file "));
+        let memory = read(&directory, "memory.current").and_then(number);
+        let cpu = read(&directory, "cpu.stat").and_then(|text| line(&text, "usage_usec "));
+        return Some(Counted {
+            memory: memory.map(|bytes| bytes.saturating_sub(cached.unwrap_or(0))),
+            cpu_ns: cpu.map(|us| us * 1000),
+        });
+    }
+    let directory = |controller| {
+        let directory = legacy_base(controller).ok()?.join(id.as_str());
+        directory.exists().then_some(directory)
+    };
+    let counted = directory("memory").and_then(|directory| {
+        let cached = read(&directory, "memory.stat").and_then(|text| line(&text, "total_inactive_file "));
+        let memory = read(&directory, "memory.usage_in_bytes").and_then(number)?;
+        Some(memory.saturating_sub(cached.unwrap_or(0)))
+    });
+    counted.map(|memory| Counted {
+        memory: Some(memory),
+        cpu_ns: None,
+    })
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Version {
     One,

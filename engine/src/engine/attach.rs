@@ -33,7 +33,7 @@ impl Engine {
         self.open_session(&sandbox, &request, stopped).await
     }
 
-    async fn open_session(
+    pub(super) async fn open_session(
         &self,
         sandbox: &Sandbox,
         request: &Request,

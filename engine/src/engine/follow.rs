@@ -1,7 +1,8 @@
 //! Reading a log while it is written: woken by inotify(7), ended by the end of the sandbox's supervisor.
 
-use std::{io, mem::MaybeUninit, os::fd::OwnedFd};
+use std::{io, mem::MaybeUninit, os::fd::OwnedFd, path::Path};
 
+use jiff::Timestamp;
 use rustix::fs::inotify;
 use tokio::{
     io::{AsyncReadExt, Interest, unix::AsyncFd},
@@ -10,7 +11,8 @@ use tokio::{
 
 use crate::{
     Error,
-    log::{Entry, LogOptions, LogReader},
+    events::{self, Event},
+    log::{Entry, LineReader, LogOptions, LogReader},
     sandbox::Directory,
 };
 
@@ -34,14 +36,7 @@ impl LogFollower {
         supervisor: Option<UnixStream>,
     ) -> Result<Self, Error> {
         let log = directory.log();
-        let watch = || -> io::Result<AsyncFd<OwnedFd>> {
-            let notices = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-            let wanted = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE;
-            inotify::add_watch(&notices, directory.path(), wanted)?;
-            // SAFETY: an `OwnedFd` names the same open descriptor as long as it lives, and the `AsyncFd` owns it.
-            Ok(unsafe { AsyncFd::register_with_interest(notices, Interest::READABLE) }?)
-        };
-        let notices = watch().map_err(Error::file("watch", directory.path()))?;
+        let notices = watch(directory.path())?;
         // Opened after the watch, so that nothing falls between them.
         let reader = LogReader::open(&log, options).map_err(Error::file("read", &log))?;
         Ok(Self {
@@ -73,6 +68,48 @@ impl LogFollower {
     }
 }
 
+/// Follows the events of a root, see [`crate::events`].
+#[derive(Debug)]
+pub struct EventFollower {
+    reader: LineReader<Event>,
+    notices: AsyncFd<OwnedFd>,
+}
+
+impl EventFollower {
+    /// Those of the journal in `directory` from `since` on.
+    pub(super) fn open(directory: &Path, since: Option<Timestamp>) -> Result<Self, Error> {
+        let notices = watch(directory)?;
+        // Opened after the watch, so that nothing falls between them.
+        let reader = events::read(directory, since)?;
+        Ok(Self { reader, notices })
+    }
+
+    /// The next event, which may be a long time off. Cancel safe.
+    ///
+    /// # Errors
+    /// Those of read(2).
+    pub async fn next(&mut self) -> io::Result<Event> {
+        loop {
+            if let Some(event) = self.reader.next()? {
+                return Ok(event);
+            }
+            self.notices.async_io(Interest::READABLE, drain).await?;
+        }
+    }
+}
+
+/// Notices of what is written in `directory`.
+fn watch(directory: &Path) -> Result<AsyncFd<OwnedFd>, Error> {
+    let watch = || -> io::Result<AsyncFd<OwnedFd>> {
+        let notices = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
+        let wanted = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE;
+        inotify::add_watch(&notices, directory, wanted)?;
+        // SAFETY: an `OwnedFd` names the same open descriptor as long as it lives, and the `AsyncFd` owns it.
+        Ok(unsafe { AsyncFd::register_with_interest(notices, Interest::READABLE) }?)
+    };
+    watch().map_err(Error::file("watch", directory))
+}
+
 /// Takes the notices that are there.
 fn drain(notices: &OwnedFd) -> io::Result<()> {
     let mut buffer = [MaybeUninit::uninit(); NOTICE_BYTES];
@@ -82,8 +119,6 @@ fn drain(notices: &OwnedFd) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-
     use super::*;
     use crate::{
         Engine, SandboxId, control,

@@ -9,6 +9,7 @@
 //! | [`attach`] | being attached to one that runs, and starting other processes in it |
 //! | [`snapshots`] | saving running sandboxes, and making others of them |
 //! | [`pack`] | a sandbox's files: exporting, comparing, making an image of them |
+//! | [`tools`] | what runs in a sandbox, and what it takes |
 //! | [`usage`] | what everything takes from the disk |
 //! | [`follow`] | a log that is still being written |
 //!
@@ -21,21 +22,24 @@ mod images;
 mod pack;
 mod session;
 mod snapshots;
+mod tools;
 mod usage;
 
 use std::{io, time::Duration};
 
 use brig_image_store::{Image, Store};
 use brig_protocol::frame::FrameError;
+use jiff::Timestamp;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
 pub use self::{
     create::{CreateOptions, Draft},
-    follow::LogFollower,
+    follow::{EventFollower, LogFollower},
     pack::CommitOptions,
     session::{Message, Session, SessionInput, SessionOutput, StartOptions, Summoned},
     snapshots::SnapshotOptions,
+    tools::{Measured, Meter},
     usage::DiskUsage,
 };
 use crate::{
@@ -44,9 +48,10 @@ use crate::{
     control::{self, Exit, FRAME_BYTES, REQUEST_BYTES, Reply, Request},
     disk,
     error::CODE_BRIG,
+    events::{self, Event},
     frames::{self, FrameReader},
     host::Machine,
-    log::{LogOptions, LogReader},
+    log::{LineReader, LogOptions, LogReader},
     sandbox::{
         Config, Registry, Sandbox,
         lock::{self, Lock},
@@ -296,7 +301,40 @@ impl Engine {
             return Err(not_running());
         }
         match self.ask(sandbox.id(), &Request::Signal(signal.number())).await? {
-            Some(Reply::Done) => Ok(()),
+            Some(Reply::Done) => {
+                let told = [("signal", signal.number().to_string())];
+                self.note(&sandbox, "kill", &told);
+                Ok(())
+            }
+            _ => Err(not_running()),
+        }
+    }
+
+    /// Lets all processes of a running sandbox stand still, or go on.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`], [`Error::Pause`].
+    pub async fn pause(&self, reference: &str, still: bool) -> Result<(), Error> {
+        let sandbox = self.find(reference)?;
+        let not_running = || Error::NotRunning(reference.to_owned());
+        if !sandbox.is_running() {
+            return Err(not_running());
+        }
+        let (request, action) = if still {
+            (Request::Pause, "pause")
+        } else {
+            (Request::Unpause, "unpause")
+        };
+        match self.ask(sandbox.id(), &request).await? {
+            Some(Reply::Done) => {
+                self.note(&sandbox, action, &[]);
+                Ok(())
+            }
+            Some(Reply::Failed { message, .. }) => Err(Error::Pause {
+                name: reference.to_owned(),
+                action,
+                reason: message,
+            }),
             _ => Err(not_running()),
         }
     }
@@ -317,8 +355,30 @@ impl Engine {
             let signal = signal.unwrap_or(sandbox.config.stop_signal).number();
             self.ask(sandbox.id(), &Request::Stop { signal, timeout_s })
                 .await?;
+            self.note(&sandbox, "stop", &[]);
         }
         Ok(())
+    }
+
+    /// Notes that something has happened to a sandbox, see [`crate::events`].
+    pub fn note(&self, sandbox: &Sandbox, action: &str, more: &[(&str, String)]) {
+        self.registry.directory(sandbox.id()).note(action, more);
+    }
+
+    /// What has happened so far, the oldest first.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn events(&self, since: Option<Timestamp>) -> Result<LineReader<Event>, Error> {
+        events::read(&self.paths.events(), since)
+    }
+
+    /// What has happened since then and what will.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn follow_events(&self, since: Option<Timestamp>) -> Result<EventFollower, Error> {
+        EventFollower::open(&self.paths.events(), since)
     }
 
     /// Waits for the end of a sandbox's process and gives its exit code; of one that does not run, the last.

@@ -397,6 +397,8 @@ pub(crate) fn is_idle_talk(event: &Event) -> bool {
             | Event::Saved { .. }
             | Event::Counted(_)
             | Event::Recorded { .. }
+            | Event::Paused
+            | Event::PauseFailed { .. }
     )
 }
 

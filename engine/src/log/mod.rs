@@ -9,8 +9,9 @@ mod writer;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::writer::older;
 pub use self::{
-    reader::{LogOptions, LogReader},
+    reader::{Dated, LineReader, LogOptions, LogReader},
     writer::LogWriter,
 };
 

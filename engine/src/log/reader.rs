@@ -10,7 +10,24 @@ use std::{
 
 use jiff::Timestamp;
 
+use serde::de::DeserializeOwned;
+
 use super::{Entry, writer::older};
+
+/// What a log's lines are.
+pub trait Dated: DeserializeOwned {
+    /// When it was written.
+    fn time(&self) -> Timestamp;
+}
+
+impl Dated for Entry {
+    fn time(&self) -> Timestamp {
+        self.time
+    }
+}
+
+/// Reads what a sandbox wrote.
+pub type LogReader = LineReader<Entry>;
 
 /// Which entries are wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,16 +40,16 @@ pub struct LogOptions {
 
 /// Reads a log's entries in order, over the change from one file to the next.
 #[derive(Debug)]
-pub struct LogReader {
+pub struct LineReader<E> {
     path: PathBuf,
     file: Option<BufReader<File>>,
     /// The start of an entry whose end has not been written yet.
     partial: Vec<u8>,
     since: Option<Timestamp>,
-    ready: VecDeque<Entry>,
+    ready: VecDeque<E>,
 }
 
-impl LogReader {
+impl<E: Dated> LineReader<E> {
     /// Opens the log at `path`; one that has not been written yet is empty.
     ///
     /// # Errors
@@ -69,15 +86,15 @@ impl LogReader {
         clippy::should_implement_trait,
         reason = "an end of the log is not the end of an iterator"
     )]
-    pub fn next(&mut self) -> io::Result<Option<Entry>> {
+    pub fn next(&mut self) -> io::Result<Option<E>> {
         if let Some(entry) = self.ready.pop_front() {
             return Ok(Some(entry));
         }
         loop {
             match self.read_line()? {
                 Some(line) => {
-                    if let Ok(entry) = serde_json::from_slice::<Entry>(&line)
-                        && self.since.is_none_or(|since| entry.time >= since)
+                    if let Ok(entry) = serde_json::from_slice::<E>(&line)
+                        && self.since.is_none_or(|since| entry.time() >= since)
                     {
                         return Ok(Some(entry));
                     }

@@ -112,7 +112,7 @@ impl LogWriter {
 }
 
 /// Where a full log is moved to.
-pub(super) fn older(path: &Path) -> PathBuf {
+pub(crate) fn older(path: &Path) -> PathBuf {
     path.with_extension("json.1")
 }
 

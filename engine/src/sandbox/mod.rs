@@ -31,7 +31,7 @@ pub use self::{
     registry::Registry,
     state::{State, Status},
 };
-use crate::{Error, SandboxId, files};
+use crate::{Error, SandboxId, events::Journal, files};
 
 /// Most bytes of a `config.json` or `state.json` that is read back.
 const RECORD_BYTES: u64 = 16 << 20;
@@ -90,6 +90,14 @@ impl Directory {
     /// `supervisor.log`: what the supervisor has to say when it fails itself.
     pub fn supervisor_log(&self) -> PathBuf {
         self.0.join("supervisor.log")
+    }
+
+    /// Notes that something has happened to it, by the name that it has now. See [`crate::events`].
+    pub fn note(&self, action: &str, more: &[(&str, String)]) {
+        let root = self.0.parent().and_then(Path::parent);
+        if let (Some(root), Ok(config)) = (root, self.read_config()) {
+            Journal::of_root(root).sandbox(&config, action, more);
+        }
     }
 
     fn config(&self) -> PathBuf {
@@ -162,6 +170,7 @@ impl Directory {
     fn correct(&self, _held: &Lock) -> Result<State, Error> {
         let state = self.read_state()?.without_supervisor(Timestamp::now());
         self.write_state(&state)?;
+        self.note("die", &[("exitCode", state.exit_code.to_string())]);
         Ok(state)
     }
 

@@ -18,6 +18,7 @@ use super::{Config, Directory, Sandbox, lock::Lock};
 use crate::{
     Error, SandboxId,
     cell::cgroups,
+    events::Journal,
     id::{ID_DIGITS, is_lower_hex},
     name,
 };
@@ -78,6 +79,7 @@ impl Registry {
             let _ = fs::remove_dir_all(hidden.path());
             return Err(e);
         }
+        self.directory(&config.id).note("create", &[]);
         Ok(config)
     }
 
@@ -101,10 +103,13 @@ impl Registry {
         let directory = self.directory(id);
         let missing = || Error::NoSuchSandbox(id.to_string());
         let config = directory.read_config().map_err(|e| e.missing_as(missing))?;
+        let old = format!("/{}", config.name);
         directory.write_config(&Config {
             name: name.to_owned(),
             ..config
-        })
+        })?;
+        directory.note("rename", &[("oldName", old)]);
+        Ok(())
     }
 
     /// All sandboxes, the newest first. One that cannot be read is left out: it must not keep the others from being
@@ -173,12 +178,18 @@ impl Registry {
         if path.join("layer").exists() {
             cgroups::forget(id);
         }
+        let config = self.directory(id).read_config();
         let removed = claim(&path).and_then(|_claimed| {
             fs::rename(&path, &hidden)?;
             remove_tree(&hidden)
         });
         match removed {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                if let (Ok(config), Some(root)) = (config, self.directory.parent()) {
+                    Journal::of_root(root).sandbox(&config, "destroy", &[]);
+                }
+                Ok(())
+            }
             // Another removal or a sweep was faster.
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(e) => Err(Error::file("remove", &path)(e)),

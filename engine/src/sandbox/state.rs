@@ -40,6 +40,9 @@ impl Status {
 pub struct State {
     /// What it is doing.
     pub status: Status,
+    /// Whether its processes stand still, while it runs.
+    #[serde(default)]
+    pub paused: bool,
     /// The supervisor, while it runs.
     pub supervisor_pid: Option<u32>,
     /// The VMM, while it runs.
@@ -72,6 +75,7 @@ impl State {
     pub fn created() -> Self {
         Self {
             status: Status::Created,
+            paused: false,
             supervisor_pid: None,
             vmm_pid: None,
             started: None,
@@ -86,11 +90,21 @@ impl State {
         }
     }
 
+    /// Docker's word for what it is doing.
+    pub fn word(&self) -> &'static str {
+        if self.paused {
+            "paused"
+        } else {
+            self.status.as_str()
+        }
+    }
+
     /// The first process was started.
     #[must_use]
     pub fn running(&self, now: Timestamp, live: Live) -> Self {
         Self {
             status: Status::Running,
+            paused: false,
             supervisor_pid: Some(live.supervisor_pid),
             vmm_pid: live.vmm_pid,
             started: Some(now),
@@ -142,6 +156,7 @@ impl State {
 
     fn ended(&self) -> Self {
         Self {
+            paused: false,
             supervisor_pid: None,
             vmm_pid: None,
             ports: Vec::new(),

@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, time::Duration};
 use brig_protocol::{
     agent::{FromAgent, StartFailure, ToAgent},
     spec::WindowSize,
+    tool::Tool,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -22,9 +23,9 @@ use tokio::{
 use super::{Order, start::Streams};
 use crate::{
     control::{CHUNK_BYTES, ExecRequest, Reply, Request},
-    error::{CODE_BRIG, CODE_NOT_EXECUTABLE, chain, one_line, start_failure_code},
+    error::{CODE_BRIG, CODE_COMMAND, CODE_NOT_EXECUTABLE, chain, one_line, start_failure_code},
     guest::Guest,
-    sandbox::{Config, state::KILLED_CODE},
+    sandbox::{Config, Directory, state::KILLED_CODE},
     spec::exec_spec,
 };
 
@@ -64,28 +65,53 @@ pub(super) struct Running {
     pub news: mpsc::UnboundedReceiver<News>,
 }
 
+/// What is wanted of the agent.
+#[derive(Clone, Debug)]
+pub(super) enum Wanted {
+    /// To start a process.
+    Exec(Box<ExecRequest>),
+    /// To do something itself.
+    Tool(Tool),
+}
+
 /// The order to start one.
 #[derive(Debug)]
 pub(super) struct ExecOrder {
     /// What to start.
-    pub request: Box<ExecRequest>,
+    pub wanted: Wanted,
     /// Takes the process, or its exit code and one line about what is wrong. Dropped when this is no time for it.
     pub answer: oneshot::Sender<Result<Running, (i32, String)>>,
+}
+
+impl ExecOrder {
+    /// Says that nothing is started.
+    pub fn refuse(self, message: &str) {
+        let _ = self.answer.send(Err((CODE_COMMAND, message.to_owned())));
+    }
 }
 
 /// Numbers of processes that are left to those of a saved sandbox.
 const NUMBERS: u32 = 1 << 30;
 
+/// A process that has not ended.
+#[derive(Debug)]
+struct Known {
+    client: mpsc::UnboundedSender<News>,
+    /// Whether it is the user's own, so that events tell of it.
+    is_told: bool,
+}
+
 /// The processes beside the first.
 #[derive(Debug)]
 pub(super) struct Execs {
     last: u32,
-    all: BTreeMap<u32, mpsc::UnboundedSender<News>>,
+    all: BTreeMap<u32, Known>,
+    directory: Directory,
 }
 
 impl Execs {
     /// None yet. In a copy of a saved sandbox some may run that its agent knows by their numbers: the new ones have others.
-    pub fn new(is_copy: bool) -> Self {
+    pub fn new(is_copy: bool, directory: Directory) -> Self {
         let last = if is_copy {
             (crate::clock::monotonic_ns() >> 10) as u32 % NUMBERS
         } else {
@@ -94,37 +120,54 @@ impl Execs {
         Self {
             last,
             all: BTreeMap::new(),
+            directory,
         }
     }
 
     /// Starts one. A guest that has failed says so elsewhere.
     pub async fn begin(&mut self, guest: &mut Guest, config: &Config, order: ExecOrder) {
-        let ExecOrder { request, answer } = order;
-        let _ = answer.send(self.start(guest, config, &request).await);
+        let ExecOrder { wanted, answer } = order;
+        let _ = answer.send(self.start(guest, config, wanted).await);
     }
 
     async fn start(
         &mut self,
         guest: &mut Guest,
         config: &Config,
-        request: &ExecRequest,
+        wanted: Wanted,
     ) -> Result<Running, (i32, String)> {
         let failed = |message: String| (CODE_BRIG, message);
-        let spec = exec_spec(config, request).map_err(|e| failed(chain(&e)))?;
+        let spec = match &wanted {
+            Wanted::Exec(request) => Some(exec_spec(config, request).map_err(|e| failed(chain(&e)))?),
+            Wanted::Tool(_) => None,
+        };
         let Some(process) = self.last.checked_add(1) else {
             return Err(failed("too many processes have been started in it".to_owned()));
         };
         self.last = process;
-        let tty = request.tty.is_some();
-        let streams = Streams::connect(&guest.vmm.channel, process, request.stdin, tty);
+        let (stdin, tty) = spec
+            .as_ref()
+            .map_or((true, false), |spec| (spec.stdin, spec.tty.is_some()));
+        let streams = Streams::connect(&guest.vmm.channel, process, stdin, tty);
         let streams = streams.await.map_err(|e| failed(chain(&e)))?;
-        let spec = Box::new(spec);
-        guest
-            .tell(&ToAgent::Exec { process, spec })
-            .await
-            .map_err(|e| failed(chain(&e)))?;
-        let (sender, news) = mpsc::unbounded_channel();
-        self.all.insert(process, sender);
+        let command = spec.as_ref().map(|spec| spec.args.join(" "));
+        let message = match (wanted, spec) {
+            (Wanted::Tool(tool), _) => ToAgent::Tool { process, tool },
+            (Wanted::Exec(_), Some(spec)) => ToAgent::Exec {
+                process,
+                spec: Box::new(spec),
+            },
+            (Wanted::Exec(_), None) => return Err(failed("it has nothing to start".to_owned())),
+        };
+        guest.tell(&message).await.map_err(|e| failed(chain(&e)))?;
+        let (client, news) = mpsc::unbounded_channel();
+        let is_told = command.is_some();
+        self.all.insert(process, Known { client, is_told });
+        if let Some(command) = command {
+            for action in ["exec_create", "exec_start"] {
+                self.note(process, &format!("{action}: {command}"), None);
+            }
+        }
         Ok(Running {
             process,
             streams,
@@ -150,18 +193,33 @@ impl Execs {
         };
         // One that nobody waits for any more is no business of anybody's.
         if matches!(news, News::Started) {
-            if let Some(sender) = self.all.get(process) {
-                let _ = sender.send(news);
+            if let Some(known) = self.all.get(process) {
+                let _ = known.client.send(news);
             }
-        } else if let Some(sender) = self.all.remove(process) {
-            let _ = sender.send(news);
+        } else if let Some(known) = self.all.remove(process) {
+            if let News::Ended(code) | News::Failed { code, .. } = &news
+                && known.is_told
+            {
+                self.note(*process, "exec_die", Some(*code));
+            }
+            let _ = known.client.send(news);
         }
+    }
+
+    /// Notes what has happened to a process, see [`crate::events`].
+    fn note(&self, process: u32, action: &str, code: Option<i32>) {
+        let mut told = vec![("execID", process.to_string())];
+        told.extend(code.map(|code| ("exitCode", code.to_string())));
+        self.directory.note(action, &told);
     }
 
     /// The first process has ended, and with it all others.
     pub fn finish(&mut self) {
-        for sender in std::mem::take(&mut self.all).into_values() {
-            let _ = sender.send(News::Ended(KILLED_CODE));
+        for (process, known) in std::mem::take(&mut self.all) {
+            if known.is_told {
+                self.note(process, "exec_die", Some(KILLED_CODE));
+            }
+            let _ = known.client.send(News::Ended(KILLED_CODE));
         }
     }
 }

@@ -8,7 +8,7 @@ use tokio::{
 
 use super::{
     Order,
-    exec::{ExecOrder, Replies},
+    exec::{ExecOrder, Replies, Wanted},
 };
 use crate::{
     control::{ExecRequest, Reply},
@@ -30,10 +30,18 @@ pub(super) async fn watch(config: HealthConfig, directory: Directory, orders: mp
     let mut health = Health::starting();
     loop {
         sleep(health.rest(&config, started, Timestamp::now())).await;
+        // One that stands still is neither well nor unwell.
+        if directory.read_state().is_ok_and(|state| state.paused) {
+            continue;
+        }
         let Some(checked) = check(&config, &orders).await else {
             return;
         };
+        let before = health.status;
         health = health.with(checked, &config, started);
+        if health.status != before {
+            directory.note(&format!("health_status: {}", health.status.as_str()), &[]);
+        }
         // A state that cannot be written now is written with the next check.
         if let Ok(mut state) = directory.read_state() {
             state.health = Some(health.clone());
@@ -44,13 +52,13 @@ pub(super) async fn watch(config: HealthConfig, directory: Directory, orders: mp
 
 /// One check. `None`: the sandbox has ended.
 async fn check(config: &HealthConfig, orders: &mpsc::Sender<Order>) -> Option<Checked> {
-    let request = Box::new(ExecRequest {
+    let wanted = Wanted::Exec(Box::new(ExecRequest {
         args: config.args.clone(),
         ..ExecRequest::default()
-    });
+    }));
     let start = Timestamp::now();
     let (answer, running) = oneshot::channel();
-    let order = Order::Exec(ExecOrder { request, answer });
+    let order = Order::Exec(ExecOrder { wanted, answer });
     orders.send(order).await.ok()?;
     let (exit_code, output) = match running.await.ok()? {
         Ok(running) => {

@@ -20,6 +20,7 @@ use super::{
     exec::Execs,
     health,
     output::Output,
+    pause::{PAUSED, Pause},
     ports,
     save::{copy_frozen, save},
     serve::{Begin, Phase},
@@ -113,7 +114,7 @@ impl<'a> Life<'a> {
             directory,
             output,
             orders,
-            execs: Execs::new(config.snapshot.is_some()),
+            execs: Execs::new(config.snapshot.is_some(), directory.clone()),
             timing,
         }
     }
@@ -216,6 +217,7 @@ impl<'a> Life<'a> {
         let mut state = self.directory.read_state()?.running(Timestamp::now(), live);
         state.health = self.config.health.as_ref().map(|_| Health::starting());
         self.directory.write_state(&state)?;
+        self.directory.note("start", &[]);
         ports::Forwarding::start(listeners, &guest.vmm.channel)
     }
 
@@ -234,17 +236,36 @@ impl<'a> Life<'a> {
     /// Takes orders, events and messages until the process or the guest has ended.
     async fn while_running(&mut self, guest: &mut Guest, disks: (Layout, u64)) -> Over {
         let mut deadlines = Deadlines::default();
+        let mut pause = Pause::new(self.config, self.directory);
         loop {
             tokio::select! {
                 // An agent that talks without end must not keep an order from being heard, and its last word comes
                 // before its VMM's.
                 biased;
                 Some(order) = self.orders.recv() => match order {
-                    Order::Signal(signal) => send_signal(guest, signal, &mut deadlines).await,
+                    Order::Pause { still, done } => {
+                        let answer = match pause.set(still, guest).await {
+                            Ok(answer) => answer,
+                            Err(failure) => return Over::Failed(failure),
+                        };
+                        let _ = done.send(answer);
+                    }
+                    Order::Signal(signal) => {
+                        pause.end(guest).await;
+                        send_signal(guest, signal, &mut deadlines).await;
+                    }
                     Order::Stop { signal, timeout_s } => {
+                        pause.end(guest).await;
                         deadlines.kill_process_in(timeout_s);
                         send_signal(guest, signal, &mut deadlines).await;
                     }
+                    Order::Save { done, .. } if pause.is_on() => {
+                        let _ = done.send(Err(PAUSED.to_owned()));
+                    }
+                    Order::CopyDisk { done, .. } if pause.is_on() => {
+                        let _ = done.send(Err(PAUSED.to_owned()));
+                    }
+                    Order::Exec(order) if pause.is_on() => order.refuse(PAUSED),
                     Order::Save { workspace, done } => {
                         // Other orders wait: none of them could be carried out now.
                         let saved = save(self.paths, self.directory, &workspace, guest, disks).await;
@@ -357,6 +378,7 @@ async fn given_up(orders: &mut mpsc::Receiver<Order>) -> bool {
             Order::Kill | Order::Stop { .. } => return false,
             // There is no process yet that it could be sent to, or that could be saved.
             Order::Signal(_)
+            | Order::Pause { .. }
             | Order::Save { .. }
             | Order::CopyDisk { .. }
             | Order::Exec(_)

@@ -8,6 +8,7 @@
 //! | [`start`] | a guest, restored or booted, with the process in it |
 //! | [`enter`] | a cell in the place of a guest |
 //! | [`resume`] | a guest that goes on from a snapshot, with the process in it |
+//! | [`pause`] | a sandbox that stands still, and goes on |
 //! | [`save`] | a running guest and its disk, written down |
 //! | [`serve`] | the engine's connections: what they ask becomes orders, what happens becomes replies |
 //! | [`output`] | the process's output, to the log and to attached clients |
@@ -23,6 +24,7 @@ mod exec;
 mod health;
 mod life;
 mod output;
+mod pause;
 mod ports;
 mod resume;
 mod save;
@@ -74,6 +76,13 @@ enum Order {
     Signal(u8),
     /// Send a signal, and SIGKILL later.
     Stop { signal: u8, timeout_s: Option<u32> },
+    /// Let the sandbox stand still, or go on. Dropping `done` says that this is no time for it.
+    Pause {
+        /// Whether it shall stand still.
+        still: bool,
+        /// Takes the answer: what is wrong is one line.
+        done: oneshot::Sender<Result<(), String>>,
+    },
     /// Save the guest and the sandbox's disk. Dropping `done` says that this is no time for it.
     Save {
         /// The name of the directory for the files.
@@ -260,12 +269,25 @@ async fn stop_on_sigterm(orders: mpsc::Sender<Order>, stop_signal: u8) {
 
 /// Writes the end down, or removes the sandbox when nobody wants it any more.
 fn record(paths: &Paths, config: &Config, directory: &Directory, lock: &Lock, end: &End, discard: bool) {
+    if let End::Exited(exit) = end {
+        directory.note("die", &died(directory, exit));
+    }
     if config.auto_remove || discard {
         let _ = Registry::new(paths.sandboxes()).remove(&config.id, lock);
         return;
     }
     let Ok(state) = directory.read_state() else { return };
     let _ = directory.write_state(&last_state(&state, end));
+}
+
+/// What is told of an end beside who it was.
+fn died(directory: &Directory, exit: &Exit) -> Vec<(&'static str, String)> {
+    let mut told = vec![("exitCode", exit.code.to_string())];
+    if let Some(started) = directory.read_state().ok().and_then(|state| state.started) {
+        let ran = jiff::Timestamp::now().duration_since(started).as_secs();
+        told.push(("execDuration", ran.to_string()));
+    }
+    told
 }
 
 fn last_state(state: &State, end: &End) -> State {

@@ -14,11 +14,11 @@ use tokio::{
 
 use super::{
     Order,
-    exec::{ExecOrder, Replies, Session},
+    exec::{ExecOrder, Replies, Session, Wanted},
     output::Output,
 };
 use crate::{
-    control::{ExecRequest, FRAME_BYTES, REQUEST_BYTES, Reply, Request},
+    control::{FRAME_BYTES, REQUEST_BYTES, Reply, Request},
     error::{CODE_BRIG, CODE_COMMAND},
     frames::{self, FrameReader},
 };
@@ -99,10 +99,7 @@ enum Left {
         attached: bool,
     },
     /// It is for another process from here on.
-    Exec {
-        request: Box<ExecRequest>,
-        write: OwnedWriteHalf,
-    },
+    Exec { wanted: Wanted, write: OwnedWriteHalf },
 }
 
 /// Serves connections. Clones share everything.
@@ -202,8 +199,8 @@ impl Service {
                 }
             }
             // Not with the connections that are given up when the process has ended: this one has its end to tell.
-            Left::Exec { request, write } => {
-                let session = self.clone().exec(requests, write, request);
+            Left::Exec { wanted, write } => {
+                let session = self.clone().exec(requests, write, wanted);
                 self.spawn_attached(session);
             }
         }
@@ -214,11 +211,11 @@ impl Service {
         self,
         mut requests: FrameReader<OwnedReadHalf, Request>,
         mut write: OwnedWriteHalf,
-        request: Box<ExecRequest>,
+        wanted: Wanted,
     ) {
-        let detached = request.detach;
+        let detached = matches!(&wanted, Wanted::Exec(request) if request.detach);
         let (answer, running) = oneshot::channel();
-        let order = Order::Exec(ExecOrder { request, answer });
+        let order = Order::Exec(ExecOrder { wanted, answer });
         let _ = self.0.orders.send(order).await;
         let mut running = match running.await {
             Ok(Ok(running)) => running,
@@ -280,7 +277,13 @@ impl Service {
                 Request::Start { .. } | Request::Detach => break,
                 Request::Exec(request) => {
                     let Some(write) = write.take() else { break };
-                    return Left::Exec { request, write };
+                    let wanted = Wanted::Exec(request);
+                    return Left::Exec { wanted, write };
+                }
+                Request::Tool(tool) => {
+                    let Some(write) = write.take() else { break };
+                    let wanted = Wanted::Tool(tool);
+                    return Left::Exec { wanted, write };
                 }
                 Request::Resize(size) => {
                     let _ = self.0.orders.send(Order::Resize { process: 0, size }).await;
@@ -296,6 +299,13 @@ impl Service {
                 }
                 Request::Signal(signal) => {
                     self.signal(signal, write.as_mut()).await;
+                    continue;
+                }
+                Request::Pause | Request::Unpause => {
+                    let still = request == Request::Pause;
+                    let (done, answer) = oneshot::channel();
+                    let _ = self.0.orders.send(Order::Pause { still, done }).await;
+                    reply_when_done(answer, |()| Reply::Done, write.as_mut()).await;
                     continue;
                 }
                 Request::Save { workspace } => {

@@ -61,7 +61,20 @@ impl RunningMachine {
         Ok(bytes)
     }
 
-    /// Lets a saved guest run on.
+    /// Lets the vCPUs stand still between two instructions, until [`RunningMachine::resume`]; after an error they run on. What
+    /// others send to the guest waits in its devices.
+    ///
+    /// # Errors
+    /// [`PauseError`].
+    pub fn pause(&self) -> Result<(), PauseError> {
+        let standing = self.brakes.apply(&self.vcpus);
+        if standing.is_err() {
+            self.brakes.release();
+        }
+        standing
+    }
+
+    /// Lets a saved guest, or one that stands still, run on.
     pub fn resume(&self) {
         self.gate.open();
         self.brakes.release();

@@ -1,0 +1,219 @@
+//! What is seen of a sandbox from outside while it runs: `events`, `stats`, `top`; and `pause`.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use brig_tests::{
+    brig::{Brig, COMMAND_LIMIT},
+    machine::Need,
+    suite::Isolation,
+    tests,
+};
+use serde_json::Value;
+
+tests! {
+    Need::Kvm => what_happens_is_told_and_what_runs_is_shown;
+}
+
+pub(crate) fn what_happens_is_told_and_what_runs_is_shown() {
+    let brig = Brig::new();
+    let isolation = Isolation::of_this_test().as_str();
+    let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let began = format!("{}.{:09}", began.as_secs(), began.subsec_nanos());
+    let mut follower = brig
+        .command(&["events", "--since", &began, "--filter", "container=watched"])
+        .spawn()
+        .unwrap();
+    let script = "trap 'exit 3' TERM; sleep 100000 & echo up; wait";
+    brig.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "watched",
+        "-l",
+        "team=blue",
+        "busybox",
+        "sh",
+        "-c",
+        script,
+    ]);
+    brig.wait_for_log("watched", "up");
+    brig.ok(&["exec", "watched", "true"]);
+
+    let table = brig.ok(&["top", "watched"]);
+    let mut lines = table.lines();
+    let heading: Vec<_> = lines.next().unwrap().split_whitespace().collect();
+    assert_eq!(
+        heading,
+        ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]
+    );
+    let first: Vec<_> = lines.next().unwrap().split_whitespace().collect();
+    assert_eq!((first[0], first[1], first[2]), ("0", "1", "0"), "{table}");
+    assert!(
+        table.lines().any(|line| line.ends_with("sleep 100000")),
+        "{table}"
+    );
+    assert_eq!(table.lines().count(), 3, "{table}");
+    let names = brig.ok(&["top", "watched", "-o", "pid,comm"]);
+    assert!(names.lines().nth(1).unwrap().starts_with("1 "), "{names}");
+    assert!(
+        brig.fails(1, &["top", "watched", "-o", "colour"])
+            .contains("colour")
+    );
+
+    let line = brig.ok(&["stats", "--no-stream", "--format", "json", "watched"]);
+    let stats: Value = serde_json::from_str(&line).unwrap();
+    let text = |name: &str| {
+        stats[name]
+            .as_str()
+            .unwrap_or_else(|| panic!("no {name} in {line}"))
+            .to_owned()
+    };
+    assert_eq!(
+        (text("Name"), text("Isolation"), text("PIDs")),
+        ("watched".into(), isolation.into(), "2".into())
+    );
+    assert!(text("CPUPerc").ends_with('%'), "{line}");
+    let (used, limit) = (text("MemUsage"), text("MemPerc"));
+    assert!(
+        used.contains("iB / ") && !used.starts_with("0B") && limit != "0.00%" || isolation == "container",
+        "{line}"
+    );
+    assert!(brig.ok(&["stats", "--no-stream"]).contains("watched"));
+
+    stands_still_and_goes_on(&brig);
+    brig.ok(&["stop", "-t", "60", "watched"]);
+    assert!(brig.fails(1, &["top", "watched"]).contains("not running"));
+    let table = brig.ok(&["stats", "--no-stream", "-a"]);
+    assert!(
+        table
+            .lines()
+            .any(|line| line.contains("watched") && line.contains("-- / --")),
+        "{table}"
+    );
+    brig.ok(&["rm", "watched"]);
+
+    // The one that has been following all the time ends with a reader that has seen enough.
+    let followed: Vec<String> = BufReader::new(follower.stdout.take().unwrap())
+        .lines()
+        .map_while(Result::ok)
+        .take_while(|line| !line.contains(" destroy "))
+        .collect();
+    follower.kill().unwrap();
+    follower.wait().unwrap();
+    let told = |more: &[&str]| -> Vec<Value> {
+        let mut words = vec!["events", "--since", &began, "--until", "0s", "--format", "json"];
+        words.extend(more);
+        let lines = brig.ok(&words);
+        lines
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    let all = told(&[]);
+    let actions: Vec<&str> = all
+        .iter()
+        .map(|event| event["Action"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        actions,
+        [
+            "create",
+            "start",
+            "exec_create: true",
+            "exec_start: true",
+            "exec_die",
+            "top",
+            "top",
+            "exec_create: sh -c while :; do :; done",
+            "exec_start: sh -c while :; do :; done",
+            "pause",
+            "unpause",
+            "exec_die",
+            "die",
+            "stop",
+            "destroy"
+        ]
+    );
+    assert_eq!(followed.len(), actions.len() - 1, "{followed:#?}");
+    for (line, action) in followed.iter().zip(&actions) {
+        assert!(line.contains(&format!(" container {action} ")), "{line}");
+        assert!(
+            line.contains(&format!("isolation={isolation}")) && line.contains("team=blue"),
+            "{line}"
+        );
+    }
+    let die = told(&["--filter", "event=die", "--filter", "label=team=blue"]);
+    assert_eq!(die.len(), 1);
+    assert_eq!(die[0]["Actor"]["Attributes"]["exitCode"], "3");
+    assert_eq!(die[0]["from"], "busybox");
+    assert_eq!(told(&["--filter", "container=other"]), Vec::<Value>::new());
+    assert_eq!(told(&["--filter", "isolation=neither"]), Vec::<Value>::new());
+    brig.assert_nothing_left();
+}
+
+/// With a process in it that never rests.
+fn stands_still_and_goes_on(brig: &Brig) {
+    brig.ok(&["exec", "-d", "watched", "sh", "-c", "while :; do :; done"]);
+    let supervisor = brig.inspect("watched", "/State/Pid").as_u64().unwrap() as u32;
+    // In hundredths of a second.
+    let grows = |wanted: u64| {
+        let before = ticks_below(supervisor);
+        thread::sleep(Duration::from_secs(1));
+        ticks_below(supervisor) - before >= wanted
+    };
+    brig.ok(&["pause", "watched"]);
+    assert!(brig.ps_line("watched").unwrap().contains("(Paused)"));
+    assert_eq!(brig.inspect("watched", "/State/Status"), "paused");
+    assert!(brig.ok(&["ps", "--filter", "status=paused"]).contains("watched"));
+    assert!(!brig.ok(&["ps", "--filter", "status=running"]).contains("watched"));
+    assert!(!grows(30), "it works although it is paused");
+    assert!(brig.fails(1, &["exec", "watched", "true"]).contains("is paused"));
+    assert!(brig.fails(1, &["pause", "watched"]).contains("paused already"));
+    brig.ok(&["unpause", "watched"]);
+    assert_eq!(brig.inspect("watched", "/State/Status"), "running");
+    assert!(brig.fails(1, &["unpause", "watched"]).contains("is not paused"));
+    let begin = Instant::now();
+    while !grows(10) {
+        assert!(begin.elapsed() < COMMAND_LIMIT, "it does not go on");
+    }
+}
+
+/// CPU time of a process's children and of everything below them.
+fn ticks_below(root: u32) -> u64 {
+    let mut all = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else {
+            continue;
+        };
+        // proc(5): the parent is field 4, utime and stime are 14 and 15.
+        let fields: Vec<u64> = stat
+            .rsplit_once(')')
+            .unwrap()
+            .1
+            .split_whitespace()
+            .map(|word| word.parse().unwrap_or(0))
+            .collect();
+        all.push((pid, fields[1] as u32, fields[11] + fields[12]));
+    }
+    let mut below = vec![root];
+    let mut ticks = 0;
+    while let Some(parent) = below.pop() {
+        for (pid, _, took) in all.iter().filter(|(_, above, _)| *above == parent) {
+            below.push(*pid);
+            ticks += took;
+        }
+    }
+    ticks
+}
