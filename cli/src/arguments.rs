@@ -2,6 +2,7 @@
 
 mod compare;
 mod config;
+mod copy;
 mod images;
 mod saved;
 mod watch;
@@ -20,13 +21,14 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind
 
 use self::compare::COMPARE_EXAMPLES;
 use self::config::CONFIG_EXAMPLES;
+use self::copy::CP_EXAMPLES;
 use self::images::{
     COMMIT_EXAMPLES, DIFF_EXAMPLES, EXPORT_EXAMPLES, IMAGE_EXAMPLES, IMPORT_EXAMPLES, LIST_EXAMPLES,
     LOAD_EXAMPLES, REMOVE_EXAMPLES, SAVE_EXAMPLES, TAG_EXAMPLES,
 };
 use self::saved::{FORK_EXAMPLES, SNAPSHOT_EXAMPLES, TEMPLATE_EXAMPLES};
 use self::watch::{EVENTS_EXAMPLES, PAUSE_EXAMPLES, STATS_EXAMPLES, TOP_EXAMPLES};
-pub use self::{compare::Compare, config::*, images::*, saved::*, watch::*};
+pub use self::{compare::Compare, config::*, copy::Copy, images::*, saved::*, watch::*};
 use crate::{detach::DetachKeys, durations};
 
 /// Run an untrusted image in a microVM of its own
@@ -138,6 +140,9 @@ pub enum Command {
     Import(Import),
     /// Show what an image was made of
     History(History),
+    /// Copy files between this machine and a sandbox, running or not
+    #[command(after_help = CP_EXAMPLES)]
+    Cp(Copy),
     /// Write the files of a sandbox to a tar archive
     #[command(after_help = EXPORT_EXAMPLES)]
     Export(Export),

@@ -91,6 +91,14 @@ pub enum Error {
         /// What was asked for: a participle.
         what: &'static str,
     },
+    /// Files could not be copied into or out of a sandbox.
+    #[error("cannot copy files of {name}: {reason}")]
+    Copy {
+        /// The sandbox, as the user named it.
+        name: String,
+        /// What the agent said.
+        reason: String,
+    },
     /// What the agent was to do in a sandbox has failed.
     #[error("cannot look into {name}: {reason}")]
     Tool {

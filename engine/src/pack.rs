@@ -4,6 +4,7 @@ use std::{fs::File, time::Duration};
 
 use brig_protocol::{
     agent::{FromAgent, Pack, PackSpec, ToAgent},
+    spec::RootSpec,
     stream::StreamHeader,
 };
 use tokio::{io::AsyncReadExt, time::timeout};
@@ -54,18 +55,29 @@ pub async fn pack(
     report: &mut dyn FnMut(Report),
     sink: Sink<'_>,
 ) -> Result<(), Error> {
+    let (guest, writable) = guest_for(paths, host, &|| disks(files), cold, report).await?;
+    let root = RootSpec::Disks { image: 0, writable };
+    pack_in(guest, root, files.name.clone(), files.hidden.clone(), what, sink).await
+}
+
+/// The same in a guest or a cell that is there for that alone, with the files at `root`; `name` is what the user calls the sandbox.
+///
+/// # Errors
+/// As [`pack`].
+pub(crate) async fn pack_in(
+    mut guest: Guest,
+    root: RootSpec,
+    name: String,
+    hidden: Vec<String>,
+    what: Pack,
+    sink: Sink<'_>,
+) -> Result<(), Error> {
     let failed = |reason: String| Error::Pack {
-        name: files.name.clone(),
+        name: name.clone(),
         reason,
     };
-    let (mut guest, disk) = guest_for(paths, host, &|| disks(files), cold, report).await?;
     let mut stream = guest.connect(StreamHeader::Stdout { process: 0 }).await?;
-    let spec = PackSpec {
-        image: 0,
-        disk,
-        what,
-        hidden: files.hidden.clone(),
-    };
+    let spec = PackSpec { root, what, hidden };
     // A guest that has just failed says why below.
     let _ = guest.tell(&ToAgent::Pack(spec)).await;
     let mut buffer = vec![0; READ_BYTES];

@@ -11,7 +11,7 @@ use brig_launcher::{enter, filter::Filter};
 use brig_protocol::{
     agent::{ExitStatus, FromAgent, PROCESSES_MAX, PackSpec, ToAgent, UnpackSpec, VERSION, WakeSpec},
     frame::FrameError,
-    spec::{ProcessSpec, Rlimit, SandboxSpec},
+    spec::{ProcessSpec, Rlimit, RootSpec, SandboxSpec},
     stream::StreamHeader,
     tool::Tool,
 };
@@ -19,17 +19,17 @@ use rustix::{event::epoll::EventFlags, process::Pid, time::ClockId};
 
 use crate::{
     control::Control,
-    disks::Disks,
+    disks::{self, Disks},
     error::{AgentError, Context, one_line},
     pack,
     prepared::Prepared,
     priority,
-    process::{Places, Process},
+    process::{Ends, Places, Process},
     reactor::{Reactor, Token},
     reaper::Reaper,
     sandbox::Sandbox,
     streams::{Arrivals, Notice, Output, Streams},
-    unpack,
+    tools, unpack,
     wake::{self, Machine},
 };
 
@@ -248,7 +248,7 @@ impl Agent {
             match message {
                 ToAgent::Start(spec) => self.start(*spec)?,
                 ToAgent::Exec { process, spec } => self.exec(process, *spec)?,
-                ToAgent::Tool { process, tool } => self.tool(process, &tool)?,
+                ToAgent::Tool { process, tool, root } => self.tool(process, &tool, root.as_ref())?,
                 ToAgent::Signal { process, signal } => {
                     if let Some(process) = self.process(process) {
                         process.signal(signal);
@@ -313,10 +313,36 @@ impl Agent {
     }
 
     /// Starts a process of the agent's own in the sandbox.
-    fn tool(&mut self, number: u32, tool: &Tool) -> Result<(), AgentError> {
+    fn tool(&mut self, number: u32, tool: &Tool, root: Option<&RootSpec>) -> Result<(), AgentError> {
         let began = Instant::now();
-        let entered = self.enter(number, |sandbox, places| sandbox.visit(tool, places));
+        let entered = match root {
+            None => self.enter(number, |sandbox, places| sandbox.visit(tool, places)),
+            Some(root) => self.visit_stopped(number, tool, root),
+        };
         self.answer(number, entered, began)
+    }
+
+    /// The same with the files of a sandbox that does not run.
+    fn visit_stopped(
+        &mut self,
+        number: u32,
+        tool: &Tool,
+        root: &RootSpec,
+    ) -> Result<(Process, u32), AgentError> {
+        if self.sandbox.is_some() {
+            return Err(AgentError::AlreadyStarted);
+        }
+        if number == FIRST || self.others.contains_key(&number) {
+            return Err(AgentError::ProcessExists(number));
+        }
+        let root = match root {
+            RootSpec::Disks { image, writable } => self.disks.make_root(*image, *writable, &self.places)?,
+            RootSpec::Directory { path } => brig_launcher::Root::Directory(path.into()),
+            RootSpec::Cell => disks::mounted_root(&self.places),
+        };
+        let (stdio, ends) = Ends::pipes(true, &self.places)?;
+        let pid = brig_launcher::visit_root(&root, &stdio, self.filter, || tools::run(tool))?;
+        Ok((Process::new(pid, false, ends), 0))
     }
 
     /// Says what has become of a start.

@@ -21,7 +21,10 @@ use std::{
 };
 
 use brig_image_store::tar::write::{self, Entry, Type};
-use brig_protocol::agent::{FromAgent, Pack, PackSpec};
+use brig_protocol::{
+    agent::{FromAgent, Pack, PackSpec},
+    spec::RootSpec,
+};
 use rustix::{
     fs::{SeekFrom, major, minor, seek},
     mount::{MountFlags, mount},
@@ -42,14 +45,42 @@ const PIECES_MAX: usize = 4096;
 /// Most bytes of the names of a file's attributes, and of one value (limits.h, `XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
 const XATTR_BYTES: usize = 64 << 10;
 
-/// The attributes that are overlayfs's own.
-const OVERLAY_PREFIX: &[u8] = b"trusted.overlay.";
-const OPAQUE: &str = "trusted.overlay.opaque";
+/// Where overlayfs keeps its notes (Documentation/filesystems/overlayfs.rst, "User xattr").
+struct Notes {
+    /// How the names of its attributes begin.
+    prefix: &'static [u8],
+    /// The one of a directory that hides what is below.
+    opaque: &'static str,
+    /// The option that says so.
+    option: &'static str,
+}
+
+impl Notes {
+    fn of(root: &RootSpec) -> Self {
+        match root {
+            RootSpec::Cell => Self {
+                prefix: b"user.overlay.",
+                opaque: "user.overlay.opaque",
+                option: ",userxattr",
+            },
+            _ => Self {
+                prefix: b"trusted.overlay.",
+                opaque: "trusted.overlay.opaque",
+                option: "",
+            },
+        }
+    }
+}
 
 /// Packs to `stream`, and returns what the supervisor is to be told.
 pub fn run(spec: &PackSpec, places: &Places, disks: &mut Disks, stream: OwnedFd) -> FromAgent {
-    let packed = disks
-        .mount_for_packing(spec.image, spec.disk, places)
+    let mounted = match &spec.root {
+        RootSpec::Disks { image, writable } => disks.mount_for_packing(*image, *writable, places),
+        // They are in their places.
+        RootSpec::Cell => Ok(()),
+        RootSpec::Directory { .. } => Err(AgentError::NotHere("pack a directory")),
+    };
+    let packed = mounted
         .map_err(PackError::from)
         .and_then(|()| pack(spec, places, stream));
     match packed {
@@ -81,13 +112,15 @@ fn pack(spec: &PackSpec, places: &Places, stream: OwnedFd) -> Result<u64, PackEr
         bytes: 0,
     };
     let upper = places.disk().join("upper");
+    let notes = Notes::of(&spec.root);
     let (root, below) = match spec.what {
-        Pack::Files => (merge(&upper, places)?, None),
+        Pack::Files => (merge(&upper, places, &notes)?, None),
         Pack::Layer | Pack::Changes => (upper, Some(places.image())),
     };
     let mut packer = Packer {
         output: BufWriter::with_capacity(COPY_BYTES, counted),
         what: spec.what,
+        notes,
         hidden: spec
             .hidden
             .iter()
@@ -111,11 +144,16 @@ fn pack(spec: &PackSpec, places: &Places, stream: OwnedFd) -> Result<u64, PackEr
 }
 
 /// Mounts what the sandbox saw as its root, without a way to write to it.
-fn merge(upper: &Path, places: &Places) -> Result<PathBuf, PackError> {
+fn merge(upper: &Path, places: &Places, notes: &Notes) -> Result<PathBuf, PackError> {
     if !upper.is_dir() {
         return Ok(places.image());
     }
-    let options = format!("lowerdir={}:{}", upper.display(), places.image().display());
+    let options = format!(
+        "lowerdir={}:{}{}",
+        upper.display(),
+        places.image().display(),
+        notes.option
+    );
     let options = CString::new(options).map_err(io::Error::other)?;
     mount(
         "overlay",
@@ -149,6 +187,7 @@ impl Write for Counted {
 struct Packer {
     output: BufWriter<Counted>,
     what: Pack,
+    notes: Notes,
     /// Paths that are the engine's and not the sandbox's.
     hidden: BTreeSet<PathBuf>,
     /// What is walked.
@@ -168,10 +207,11 @@ impl Packer {
             .map_err(failed(path))?;
         // The same files give the same archive.
         names.sort_unstable();
-        if below.is_some() && is_opaque(&at) {
+        let is_opaque = is_opaque(&at, &self.notes);
+        if below.is_some() && is_opaque {
             self.opaque(path, below, &names)?;
         }
-        let below = below.filter(|_| !is_opaque(&at));
+        let below = below.filter(|_| !is_opaque);
         for name in names {
             let child = path.join(&name);
             if !self.hidden.contains(&child) {
@@ -334,7 +374,7 @@ impl Packer {
                 }
             }
         };
-        let xattrs = xattrs(&at).map_err(failed(path))?;
+        let xattrs = xattrs(&at, &self.notes).map_err(failed(path))?;
         let entry = Entry {
             path: &name,
             kind,
@@ -374,9 +414,9 @@ fn is_whiteout(found: &Metadata) -> bool {
     found.file_type().is_char_device() && found.rdev() == 0
 }
 
-fn is_opaque(directory: &Path) -> bool {
+fn is_opaque(directory: &Path, notes: &Notes) -> bool {
     let mut value = [0; 1];
-    rustix::fs::lgetxattr(directory, OPAQUE, &mut value).is_ok() && value == *b"y"
+    rustix::fs::lgetxattr(directory, notes.opaque, &mut value).is_ok() && value == *b"y"
 }
 
 /// Whether a directory has another owner or other permissions than the image's: its time changes with what is in it.
@@ -417,7 +457,7 @@ fn copy(file: &File, mut offset: u64, mut length: u64, output: &mut dyn Write) -
 }
 
 /// A file's extended attributes, but those of overlayfs.
-fn xattrs(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+fn xattrs(path: &Path, notes: &Notes) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut names = vec![0; XATTR_BYTES];
     let count = match rustix::fs::llistxattr(path, &mut names) {
         Ok(count) => count,
@@ -426,7 +466,7 @@ fn xattrs(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     };
     let mut found = Vec::new();
     for name in names[..count].split(|&byte| byte == 0) {
-        if name.is_empty() || name.starts_with(OVERLAY_PREFIX) || name.contains(&b'=') {
+        if name.is_empty() || name.starts_with(notes.prefix) || name.contains(&b'=') {
             continue;
         }
         let mut value = vec![0; XATTR_BYTES];

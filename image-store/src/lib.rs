@@ -9,12 +9,15 @@
 //! | `packed` | `store` | on the host | archives that are compressed as a whole |
 //! | [`limits`] | `store` | on the host | how large an image may be |
 //! | [`unpack`] | `unpack` | in a guest | layers in, one EROFS image out |
+//! | [`copy`] | both | at both ends | trees of files to and from a sandbox |
 //! | [`tar`], [`compression`], [`digest`] | both | | the formats below |
 //!
 //! The host verifies digests and reads the small JSON documents of an image. What is inside of a layer is only ever
 //! parsed by [`unpack`], which the agent runs in a guest.
 
 pub mod compression;
+#[cfg(any(feature = "store", feature = "unpack"))]
+pub mod copy;
 pub mod digest;
 #[cfg(any(feature = "store", feature = "unpack"))]
 pub mod removal;

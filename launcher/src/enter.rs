@@ -121,16 +121,14 @@ impl Entrance {
     }
 
     /// Makes a process of the caller's own in the sandbox's root filesystem, with these streams, that does `body` and ends with
-    /// its exit code; see [`visit`].
+    /// its exit code.
     ///
     /// # Errors
     /// Those of fork(2).
     pub fn visit(&self, stdio: &[OwnedFd; 3], body: impl FnOnce() -> i32) -> Result<Pid, LaunchError> {
         let enter = || {
-            Ok(move_into_thread_name_spaces(
-                self.first.as_fd(),
-                ThreadNameSpaceType::MOUNT,
-            )?)
+            move_into_thread_name_spaces(self.first.as_fd(), ThreadNameSpaceType::MOUNT)
+                .step("enter the sandbox")
         };
         visit::fork(stdio, self.filter, enter, body)
     }

@@ -60,7 +60,7 @@ use brig_protocol::spec::SandboxSpec;
 use rustix::process::Pid;
 
 use crate::error::Context;
-pub use crate::{error::LaunchError, rootfs::Root, zygote::Zygote};
+pub use crate::{error::LaunchError, rootfs::Root, visit::visit_root, zygote::Zygote};
 
 /// Whose kernel runs the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

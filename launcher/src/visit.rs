@@ -12,6 +12,7 @@ use rustix::{
     fs::Mode,
     process::{Pid, chdir, umask},
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
+    thread::{UnshareFlags, unshare_unsafe},
 };
 
 use crate::{
@@ -19,7 +20,28 @@ use crate::{
     error::{Context, LaunchError},
     filter::{self, Filter},
     namespaces::FAILED,
+    rootfs::{self, Root},
 };
+
+/// As [`crate::enter::Entrance::visit`], in the root filesystem of a sandbox that does not run, which is mounted for this process
+/// alone.
+///
+/// # Errors
+/// Those of fork(2).
+pub fn visit_root(
+    root: &Root,
+    stdio: &[OwnedFd; 3],
+    filter: Option<Filter>,
+    body: impl FnOnce() -> i32,
+) -> Result<Pid, LaunchError> {
+    let enter = || {
+        // SAFETY: CLONE_NEWNS gives this process a mount namespace of its own; no file descriptor is unshared.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.step("create a mount namespace")?;
+        rootfs::make_private()?;
+        rootfs::enter(root.mount()?)
+    };
+    fork(stdio, filter, enter, body)
+}
 
 /// Forks a process that does `enter` and then `body`, whose result is its exit code. What it cannot do is one line on its
 /// standard error.
@@ -29,7 +51,7 @@ use crate::{
 pub(crate) fn fork(
     stdio: &[OwnedFd; 3],
     filter: Option<Filter>,
-    enter: impl FnOnce() -> io::Result<()>,
+    enter: impl FnOnce() -> Result<(), LaunchError>,
     body: impl FnOnce() -> i32,
 ) -> Result<Pid, LaunchError> {
     // SAFETY: this process has one thread, so that nothing in the copy is held by another one: the child may do whatever the
@@ -57,9 +79,9 @@ pub(crate) fn fork(
 fn prepare(
     stdio: &[OwnedFd; 3],
     filter: Option<Filter>,
-    enter: impl FnOnce() -> io::Result<()>,
+    enter: impl FnOnce() -> Result<(), LaunchError>,
 ) -> Result<(), LaunchError> {
-    enter().step("enter the sandbox")?;
+    enter()?;
     let mut raised = Vec::with_capacity(stdio.len());
     for stream in stdio {
         // None is in the place of another then.

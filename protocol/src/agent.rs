@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    spec::{FileSpec, ProcessSpec, SandboxSpec, WindowSize},
+    spec::{FileSpec, ProcessSpec, RootSpec, SandboxSpec, WindowSize},
     tool::Tool,
 };
 
@@ -42,13 +42,14 @@ pub enum ToAgent {
         /// What to run. The working directory has to be there.
         spec: Box<ProcessSpec>,
     },
-    /// Do something in the sandbox, whose first process runs, in a process of the agent's own. Answered as
-    /// [`ToAgent::Exec`]; it has all three streams.
+    /// Do something in the sandbox in a process of the agent's own. Answered as [`ToAgent::Exec`]; it has all three streams.
     Tool {
         /// The process: a number as for [`ToAgent::Exec`].
         process: u32,
         /// What to do.
         tool: Tool,
+        /// The files of a sandbox that does not run, in a guest or cell that runs none; `None` for the one that runs.
+        root: Option<RootSpec>,
     },
     /// The terminal of a process has another size. Unanswered; a process that is gone or has none is no error.
     Resize {
@@ -175,10 +176,8 @@ pub enum FromAgent {
 /// What to pack.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackSpec {
-    /// Position of the disk with the image.
-    pub image: u8,
-    /// Position of the disk with the writable layer.
-    pub disk: u8,
+    /// Where image and writable layer are; no [`RootSpec::Directory`].
+    pub root: RootSpec,
     /// What is wanted.
     pub what: Pack,
     /// Paths that the engine puts over the image's, absolute: they are not the sandbox's.

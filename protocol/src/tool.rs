@@ -21,6 +21,32 @@ pub enum Tool {
     Processes,
     /// Tell what they take: a [`Usage`] frame for each byte of standard input.
     Usage,
+    /// Write what is at a path to standard output: a tar stream of it, under the last component of the path.
+    Read {
+        /// The absolute path, of bytes that are no NUL.
+        path: Vec<u8>,
+        /// Whether the last component is followed if it is a link.
+        follow: bool,
+    },
+    /// Take a tar stream from standard input and write it to a path.
+    Write {
+        /// The absolute path, of bytes that are no NUL.
+        path: Vec<u8>,
+        /// What is copied, as [`Tool::Read`] writes it: it goes to the path, or into it when that is a directory. Without it the
+        /// path is a directory, and the names of the stream are meant as they are.
+        source: Option<Source>,
+    },
+}
+
+/// What is copied into a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Its name.
+    pub name: Vec<u8>,
+    /// Whether it is a directory.
+    pub is_directory: bool,
+    /// Whether what is in that directory is meant, and not itself.
+    pub contents: bool,
 }
 
 /// A frame of [`Tool::Processes`].

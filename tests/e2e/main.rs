@@ -10,6 +10,7 @@ mod container;
 mod copies;
 mod crash;
 mod exec;
+mod files;
 mod habits;
 mod hostile_guest;
 mod hosts;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         copies::TESTS,
         crash::TESTS,
         exec::TESTS,
+        files::TESTS,
         habits::TESTS,
         hostile_guest::TESTS,
         hosts::TESTS,

@@ -2,6 +2,7 @@
 
 mod compare;
 mod config;
+mod copy;
 mod create;
 mod events;
 mod exec;
@@ -69,6 +70,7 @@ pub async fn dispatch(command: Command, began_ns: u64) -> Result<i32, Failure> {
         Command::Save(options) => images::transfer::save(&engine, &options),
         Command::Import(options) => images::transfer::import(&engine, &options),
         Command::History(options) => images::show::history(&engine, &options),
+        Command::Cp(options) => copy::copy(&engine, &options).await,
         Command::Export(options) => pack::export(&engine, &options).await,
         Command::Commit(options) => pack::commit(&engine, &options).await,
         Command::Diff(options) => pack::diff(&engine, &options).await,

@@ -6,6 +6,7 @@
 //! | [`images`] | removing images, which sandboxes may be using |
 //! | [`create`] | from an image's and a user's wishes to a [`Config`] |
 //! | [`session`] | starting a sandbox and staying attached to it |
+//! | [`copy`] | files into and out of sandboxes |
 //! | [`attach`] | being attached to one that runs, and starting other processes in it |
 //! | [`snapshots`] | saving running sandboxes, and making others of them |
 //! | [`pack`] | a sandbox's files: exporting, comparing, making an image of them |
@@ -16,6 +17,7 @@
 //! Futures of this module need a current-thread runtime with a [`tokio::task::LocalSet`], except where noted.
 
 mod attach;
+mod copy;
 mod create;
 mod follow;
 mod images;
@@ -34,6 +36,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 
 pub use self::{
+    copy::Pipes,
     create::{CreateOptions, Draft},
     follow::{EventFollower, LogFollower},
     pack::CommitOptions,

@@ -6,21 +6,28 @@ use brig_image_store::{
     Image, ImageConfig, ImageName, MaxImageSize,
     compose::{Change, Composition, NewLayer},
 };
-use brig_protocol::agent::Pack;
+use brig_protocol::{agent::Pack, spec::RootSpec};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use tokio::task::spawn_blocking;
 
-use super::{Engine, LOCK_REST, LOCK_TRIES, snapshots::needs_vm};
+use super::{Engine, LOCK_REST, LOCK_TRIES};
 use crate::{
-    Error,
+    Error, Isolation,
+    cell::HostIds,
+    clock::Timing,
+    console::Console,
     control::{Reply, Request},
-    disk, inspect,
+    disk,
+    guest::{CellPlan, Guest},
+    host::Machine,
+    inspect,
     pack::{self, Files, Sink},
     sandbox::{Config, Sandbox, lock::Lock},
     signal::Signal,
     snapshot::store::DISK,
     spec,
+    supervisor::make_layer,
     unpack::{self, Report},
 };
 
@@ -137,7 +144,7 @@ impl Engine {
         Ok(incoming.publish(&[found])?.pop().unwrap_or(image))
     }
 
-    fn image_of(&self, sandbox: &Sandbox) -> Result<Image, Error> {
+    pub(super) fn image_of(&self, sandbox: &Sandbox) -> Result<Image, Error> {
         let gone = || Error::ImageGone(sandbox.config.image.clone());
         self.store.resolve(&sandbox.config.image_id)?.ok_or_else(gone)
     }
@@ -151,24 +158,41 @@ impl Engine {
         report: &mut dyn FnMut(Report),
         sink: Sink<'_>,
     ) -> Result<(), Error> {
-        needs_vm(sandbox, reference, "packed")?;
         let image = self.image_of(sandbox)?;
+        // An archive of all files has directories for the mounts, as an image has.
+        let hidden = if what == Pack::Files {
+            Vec::new()
+        } else {
+            spec::covered()
+        };
+        let name = reference.to_owned();
         let options = unpack::Options {
             cold,
             ..unpack::Options::default()
         };
+        if sandbox.config.isolation == Isolation::Container {
+            let ids = HostIds::look_up();
+            ids.check()?;
+            let (unpacked, _) =
+                unpack::ensure_directory(&self.host, &self.store, &image, options, report).await?;
+            // Where the sandbox runs, its layer is read as it changes, as Docker does.
+            let plan = CellPlan {
+                image: unpacked,
+                layer: make_layer(&self.registry.directory(sandbox.id()), &ids)?,
+                ids: ids.map().clone(),
+                cgroups: None,
+            };
+            let host = Machine::new(&self.paths).of_sandbox(sandbox.id());
+            let cell = Guest::enter(&host, plan, Console::default(), &mut Timing::default()).await?;
+            return pack::pack_in(cell, RootSpec::Cell, name, hidden, what, sink).await;
+        }
         let (unpacked, _) =
             unpack::ensure(&self.paths, &self.host, &self.store, &image, options, report).await?;
         let files = Files {
-            name: reference.to_owned(),
+            name,
             image: unpacked,
             disk: self.copy_disk(reference, sandbox).await?,
-            // An archive of all files has directories for the mounts, as an image has.
-            hidden: if what == Pack::Files {
-                Vec::new()
-            } else {
-                spec::covered()
-            },
+            hidden,
         };
         pack::pack(&self.paths, &self.host, &files, what, cold, report, sink).await
     }

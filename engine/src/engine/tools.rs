@@ -54,7 +54,12 @@ impl Engine {
         Ok(Meter { sandbox, inside })
     }
 
-    async fn begin_tool(&self, sandbox: &Sandbox, reference: &str, tool: Tool) -> Result<Session, Error> {
+    pub(super) async fn begin_tool(
+        &self,
+        sandbox: &Sandbox,
+        reference: &str,
+        tool: Tool,
+    ) -> Result<Session, Error> {
         let stopped = || Error::NotRunning(reference.to_owned());
         let mut session = self.open_session(sandbox, &Request::Tool(tool), stopped).await?;
         session.output.started(&mut |_| {}).await?;

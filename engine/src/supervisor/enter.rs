@@ -11,6 +11,7 @@ use crate::{
     cell::{Cgroups, HostIds},
     clock::Timing,
     guest::{CellPlan, Guest},
+    sandbox::Directory,
     snapshot::Layout,
     spec::cell_spec,
     turns,
@@ -23,7 +24,7 @@ impl Start<'_> {
         ids.check()?;
         let plan = CellPlan {
             image: self.host.image_directory(self.config, &ids)?,
-            layer: self.layer(&ids)?,
+            layer: make_layer(self.directory, &ids)?,
             ids: ids.map().clone(),
             cgroups: Cgroups::create(&self.config.id, &self.config.limits)?,
         };
@@ -46,17 +47,17 @@ impl Start<'_> {
             image_bytes: 0,
         })
     }
+}
 
-    /// The directory of the writable layer, which is the sandbox's root's.
-    fn layer(&self, ids: &HostIds) -> Result<std::path::PathBuf, Error> {
-        let path = self.directory.layer();
-        match fs::DirBuilder::new().mode(0o700).create(&path) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            made => made.map_err(Error::file("make", &path))?,
-        }
-        if let Some(root) = ids.root() {
-            chown(&path, Some(root), Some(root)).map_err(Error::file("give away", &path))?;
-        }
-        Ok(path)
+/// The directory of a sandbox's writable layer, which is the sandbox's root's.
+pub(crate) fn make_layer(directory: &Directory, ids: &HostIds) -> Result<std::path::PathBuf, Error> {
+    let path = directory.layer();
+    match fs::DirBuilder::new().mode(0o700).create(&path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made.map_err(Error::file("make", &path))?,
     }
+    if let Some(root) = ids.root() {
+        chown(&path, Some(root), Some(root)).map_err(Error::file("give away", &path))?;
+    }
+    Ok(path)
 }

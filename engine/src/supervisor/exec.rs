@@ -152,7 +152,10 @@ impl Execs {
         let streams = streams.await.map_err(|e| failed(chain(&e)))?;
         let command = spec.as_ref().map(|spec| spec.args.join(" "));
         let message = match (wanted, spec) {
-            (Wanted::Tool(tool), _) => ToAgent::Tool { process, tool },
+            (Wanted::Tool(tool), _) => {
+                let root = None;
+                ToAgent::Tool { process, tool, root }
+            }
             (Wanted::Exec(_), Some(spec)) => ToAgent::Exec {
                 process,
                 spec: Box::new(spec),

@@ -49,6 +49,7 @@ use self::{
     output::Output,
     serve::{Phase, Service},
 };
+pub(crate) use self::{enter::make_layer, start::Streams};
 use crate::{
     Error, Paths, SandboxId,
     clock::monotonic_ns,

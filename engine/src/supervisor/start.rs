@@ -62,7 +62,7 @@ pub(super) struct Started {
 
 /// The near ends of the process's streams.
 #[derive(Debug)]
-pub(super) struct Streams {
+pub(crate) struct Streams {
     pub stdin: Option<UnixStream>,
     pub stdout: UnixStream,
     /// None with a terminal.
@@ -318,7 +318,7 @@ impl Streams {
     }
 
     /// Connects those of a process to the agent.
-    pub(super) async fn connect(
+    pub(crate) async fn connect(
         vmm: &VmmChannel,
         process: u32,
         stdin: bool,

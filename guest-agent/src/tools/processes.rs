@@ -16,7 +16,7 @@ const FILE_BYTES: u64 = 16 << 10;
 /// Those of reading `/proc`.
 pub fn all() -> io::Result<Vec<Process>> {
     let now_ticks = uptime_ticks();
-    let own = std::process::id();
+    let own = own_pid();
     let read = |pid: u32| {
         let mut process = parse_stat(&read(pid, "stat").ok()?)?;
         let status = read(pid, "status").ok()?;
@@ -30,7 +30,7 @@ pub fn all() -> io::Result<Vec<Process>> {
     };
     Ok(pids()?
         .into_iter()
-        .filter(|pid| *pid != own)
+        .filter(|pid| Some(*pid) != own)
         .filter_map(read)
         .collect())
 }
@@ -40,9 +40,18 @@ pub fn all() -> io::Result<Vec<Process>> {
 /// # Errors
 /// Those of reading `/proc`.
 pub fn threads() -> io::Result<u64> {
-    let own = std::process::id();
+    let own = own_pid();
     let of = |pid: u32| Some(u64::from(parse_stat(&read(pid, "stat").ok()?)?.threads));
-    Ok(pids()?.into_iter().filter(|pid| *pid != own).filter_map(of).sum())
+    Ok(pids()?
+        .into_iter()
+        .filter(|pid| Some(*pid) != own)
+        .filter_map(of)
+        .sum())
+}
+
+/// The pid of this process in the `/proc` that is looked at; none, when it is of another pid namespace.
+fn own_pid() -> Option<u32> {
+    fs::read_link("/proc/self").ok()?.to_str()?.parse().ok()
 }
 
 fn pids() -> io::Result<Vec<u32>> {
