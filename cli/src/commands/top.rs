@@ -252,7 +252,8 @@ mod tests {
     fn the_columns_are_those_of_ps() {
         assert_eq!(
             shown(&[]).unwrap(),
-            ["33", "7", "1", "0", "02:04", "pts/3", "00:01:01", "web  [2J"]
+            // The day when it was not today.
+            ["33", "7", "1", "0", "Jan01", "pts/3", "00:01:01", "web  [2J"]
         );
         assert_eq!(shown(&["-o", "pid,rss, comm"]).unwrap(), ["7", "12", "web"]);
         assert_eq!(shown(&["-eoetime"]).unwrap(), ["1-01:00:00"]);
