@@ -27,18 +27,33 @@ pub fn since(time: Timestamp, now: Timestamp) -> String {
 
 /// A number of bytes with three significant digits and decimal units: `12.3MB` (docker/go-units, `HumanSize`).
 pub fn size(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
+    in_units(bytes, 1000.0, &["B", "kB", "MB", "GB", "TB", "PB"], 3)
+}
+
+/// A number of bytes with four significant digits and binary units: `12.34MiB` (docker/go-units, `BytesSize`).
+pub fn binary_size(bytes: u64) -> String {
+    in_units(bytes, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB"], 4)
+}
+
+/// A number of bytes in the largest of `units`, each `base` times the one before, of which there is one at least, rounded to so
+/// many significant digits; whole bytes stay whole.
+fn in_units(bytes: u64, base: f64, units: &[&str], significant: usize) -> String {
     let mut value = bytes as f64;
     let mut unit = 0;
-    while value >= 1000.0 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
+    while value >= base && unit + 1 < units.len() {
+        value /= base;
         unit += 1;
     }
-    let digits = match value {
-        _ if unit == 0 => 0,
-        v if v < 10.0 => 2,
-        v if v < 100.0 => 1,
-        _ => 0,
+    let before_the_point = match value {
+        v if v < 10.0 => 1,
+        v if v < 100.0 => 2,
+        v if v < 1000.0 => 3,
+        _ => significant,
+    };
+    let digits = if unit == 0 {
+        0
+    } else {
+        significant - before_the_point
     };
     let number = format!("{value:.digits$}");
     let number = if number.contains('.') {
@@ -46,7 +61,7 @@ pub fn size(bytes: u64) -> String {
     } else {
         &number
     };
-    format!("{number}{}", UNITS[unit])
+    format!("{number}{}", units[unit])
 }
 
 /// A command in quotes, cut unless `whole`, without what could steer a terminal.
@@ -122,6 +137,20 @@ mod tests {
             (100_000, "100kB"),
         ] {
             assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn memory_is_written_as_docker_writes_it() {
+        for (bytes, text) in [
+            (0, "0B"),
+            (1023, "1023B"),
+            (1 << 20, "1MiB"),
+            (12_939_428, "12.34MiB"),
+            (512 << 20, "512MiB"),
+            (1_288_490_189, "1.2GiB"),
+        ] {
+            assert_eq!(binary_size(bytes), text);
         }
     }
 

@@ -183,7 +183,7 @@ fn row(sandbox: &Sandbox, known: Option<(&Measured, Option<&Sample>)>, whole: bo
         "CPUPerc": cpu.map_or_else(unknown, |percent| format!("{percent:.2}%")),
         "MemUsage": sample.map_or_else(
             || pair(None),
-            |sample| format!("{} / {}", binary(sample.memory), binary(sample.memory_limit)),
+            |sample| format!("{} / {}", text::binary_size(sample.memory), text::binary_size(sample.memory_limit)),
         ),
         "MemPerc": sample.as_ref().map_or_else(unknown, |sample| format!("{:.2}%", part(sample))),
         "NetIO": pair(sample.and_then(|sample| sample.network)),
@@ -192,48 +192,4 @@ fn row(sandbox: &Sandbox, known: Option<(&Measured, Option<&Sample>)>, whole: bo
             .and_then(|(measured, _)| measured.threads)
             .map_or_else(unknown, |threads| threads.to_string()),
     })
-}
-
-/// A number of bytes with four significant digits and binary units: `12.34MiB` (docker/go-units, `BytesSize`).
-fn binary(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    let digits = match value {
-        _ if unit == 0 => 0,
-        v if v < 10.0 => 3,
-        v if v < 100.0 => 2,
-        v if v < 1000.0 => 1,
-        _ => 0,
-    };
-    let number = format!("{value:.digits$}");
-    let number = if number.contains('.') {
-        number.trim_end_matches('0').trim_end_matches('.')
-    } else {
-        &number
-    };
-    format!("{number}{}", UNITS[unit])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_is_written_as_docker_writes_it() {
-        for (bytes, text) in [
-            (0, "0B"),
-            (1023, "1023B"),
-            (1 << 20, "1MiB"),
-            (12_939_428, "12.34MiB"),
-            (512 << 20, "512MiB"),
-            (1_288_490_189, "1.2GiB"),
-        ] {
-            assert_eq!(binary(bytes), text);
-        }
-    }
 }
