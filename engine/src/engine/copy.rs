@@ -236,7 +236,7 @@ async fn in_stopped(
         }
     };
     if !is_cell {
-        shut_down(&mut guest).await;
+        let _ = timeout(SHUTDOWN_TIMEOUT, guest.shut_down()).await;
     }
     guest.vmm.kill().await;
     done
@@ -318,19 +318,4 @@ async fn next(socket: &mut Option<UnixStream>, buffer: &mut [u8]) -> usize {
         Some(socket) => socket.read(buffer).await.unwrap_or(0),
         None => std::future::pending().await,
     }
-}
-
-async fn shut_down(guest: &mut Guest) {
-    let stopped = async {
-        if guest.tell(&ToAgent::Shutdown).await.is_ok() {
-            while guest
-                .vmm
-                .channel
-                .event()
-                .await
-                .is_ok_and(|event| is_idle_talk(&event))
-            {}
-        }
-    };
-    let _ = timeout(SHUTDOWN_TIMEOUT, stopped).await;
 }

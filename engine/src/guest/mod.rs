@@ -328,6 +328,19 @@ impl Guest {
         frames::write(&mut self.to_agent, message, TO_AGENT_BYTES).await
     }
 
+    /// Asks the guest to write everything to its disk and stop, and waits until it has. The caller says how long at most.
+    pub(crate) async fn shut_down(&mut self) {
+        if self.tell(&ToAgent::Shutdown).await.is_ok() {
+            while self
+                .vmm
+                .channel
+                .event()
+                .await
+                .is_ok_and(|event| is_idle_talk(&event))
+            {}
+        }
+    }
+
     /// Enters into `timing` what the guest has cost so far. One that cannot tell any more is none of this function's
     /// business.
     pub(crate) async fn count(&self, stage: Stage, timing: &mut Timing) {

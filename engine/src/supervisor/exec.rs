@@ -13,14 +13,14 @@ use brig_protocol::{
     tool::Tool,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::AsyncReadExt,
     net::UnixStream,
     sync::{mpsc, oneshot},
     task::JoinHandle,
     time::timeout,
 };
 
-use super::{Order, start::Streams};
+use super::{Order, life::feed, start::Streams};
 use crate::{
     control::{CHUNK_BYTES, ExecRequest, Reply, Request},
     error::{CODE_BRIG, CODE_COMMAND, CODE_NOT_EXECUTABLE, chain, one_line, start_failure_code},
@@ -291,18 +291,6 @@ impl Drop for Session {
             feeding.abort();
         }
     }
-}
-
-/// Moves what the client writes to the process's standard input; its end is passed on.
-async fn feed(mut socket: UnixStream, mut pieces: mpsc::Receiver<Vec<u8>>) {
-    while let Some(bytes) = pieces.recv().await {
-        if socket.write_all(&bytes).await.is_err() {
-            return;
-        }
-    }
-    let _ = socket.shutdown().await;
-    // The socket stays until the process has read what is on its way.
-    std::future::pending::<()>().await;
 }
 
 /// What a process writes and what becomes of it, in the order in which a client is to hear of it.

@@ -421,21 +421,10 @@ async fn tell(guest: &mut Guest, message: &ToAgent) {
     let _ = timeout(TELL_TIMEOUT, guest.tell(message)).await;
 }
 
-/// Asks the guest to write everything to its disk and stop, and waits for it.
+/// Waits until the guest has written everything to its disk and stopped, no longer than it may take, or until it is to be killed.
 async fn shut_down(guest: &mut Guest, orders: &mut mpsc::Receiver<Order>) {
-    let stopped = async {
-        if guest.tell(&ToAgent::Shutdown).await.is_ok() {
-            while guest
-                .vmm
-                .channel
-                .event()
-                .await
-                .is_ok_and(|event| is_idle_talk(&event))
-            {}
-        }
-    };
     tokio::select! {
-        _ = timeout(SHUTDOWN_TIMEOUT, stopped) => {}
+        _ = timeout(SHUTDOWN_TIMEOUT, guest.shut_down()) => {}
         () = killed(orders) => {}
     }
 }
@@ -502,14 +491,14 @@ impl Drop for Pumps {
     }
 }
 
-/// Moves what clients write to the process's standard input; its end is passed on.
-async fn feed(mut socket: UnixStream, mut pieces: mpsc::Receiver<Vec<u8>>) {
+/// Moves what clients write to a process's standard input; its end is passed on.
+pub(super) async fn feed(mut socket: UnixStream, mut pieces: mpsc::Receiver<Vec<u8>>) {
     while let Some(bytes) = pieces.recv().await {
         if socket.write_all(&bytes).await.is_err() {
             return;
         }
     }
     let _ = socket.shutdown().await;
-    // The socket stays until the process has read what is on its way; the task is ended with the guest.
+    // The socket stays until the process has read what is on its way; whoever began the task ends it.
     std::future::pending::<()>().await;
 }
