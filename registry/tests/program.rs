@@ -14,6 +14,8 @@ use std::{
         Arc, Barrier,
         atomic::{AtomicUsize, Ordering},
     },
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use common::{Image, Server, answer, head, noise, stall};
@@ -399,6 +401,17 @@ fn pull_half(home: &Home, name: &str) -> Child {
         event["progressDetail"]["current"].as_u64() >= Some(900_000)
     };
     assert!(lines.any(|line| half(line.unwrap())));
+    // What is told has come over the network; a thread of its own writes it.
+    let written = || {
+        let downloads = fs::read_dir(home.path("images/downloads")).unwrap();
+        let bytes = downloads.map(|file| file.unwrap().metadata().map_or(0, |data| data.len()));
+        bytes.max() >= Some(900_000)
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !written() {
+        assert!(Instant::now() < deadline, "the download is not written");
+        sleep(Duration::from_millis(5));
+    }
     child
 }
 
