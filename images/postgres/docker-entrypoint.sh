@@ -58,7 +58,7 @@ make_cluster() {
 	# leaves nothing that the next one would take for one.
 	new=$PGDATA/new-cluster
 	rm -rf "$new"
-	# Who comes through a published port comes from 127.0.0.1 here, which initdb would trust.
+	# Over TCP the password is asked for, within the sandbox too: initdb would trust the loopback address.
 	set -- --pgdata="$new" --username="$POSTGRES_USER" --auth-host="$method" \
 		${POSTGRES_INITDB_WALDIR:+--waldir="$POSTGRES_INITDB_WALDIR"}
 	# Words, as the official image takes them.

@@ -345,6 +345,10 @@ fn nginx_serves_with_its_stock_configuration() {
     }
     // The access log is a link to standard output, the error log to standard error.
     brig.wait_for_log("web", "GET /missing HTTP/1.1\" 404");
+    // Who comes through a published port is not trusted as one who comes from within is.
+    let log = brig.ok(&["logs", "web"]);
+    let mut clients = log.lines().filter(|line| line.contains("HTTP/1.1\""));
+    assert!(clients.all(|line| line.starts_with("192.0.0.8 ")), "{log}");
     stop(&brig, "web");
 }
 

@@ -2,16 +2,17 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::OwnedFd,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsRawFd, OwnedFd},
     time::Duration,
 };
 
+use brig_launcher::network;
 use rustix::{
     event::epoll::EventFlags,
     io::Errno,
     net::{
-        AddressFamily, Shutdown, SocketFlags, SocketType, connect, getpeername, shutdown, socket_with,
+        AddressFamily, Shutdown, SocketFlags, SocketType, bind, connect, getpeername, shutdown, socket_with,
         sockopt,
     },
 };
@@ -173,12 +174,12 @@ impl Tcp {
     }
 }
 
-/// A socket whose connect(2) is under way or done.
+/// A socket whose connect(2) is under way or done. It comes from where every client does, see [`network::PEER_V4`].
 fn begin(address: SocketAddr) -> io::Result<OwnedFd> {
-    let family = if address.is_ipv4() {
-        AddressFamily::INET
+    let (family, source): (_, IpAddr) = if address.is_ipv4() {
+        (AddressFamily::INET, network::PEER_V4.into())
     } else {
-        AddressFamily::INET6
+        (AddressFamily::INET6, network::PEER_V6.into())
     };
     let socket = socket_with(
         family,
@@ -186,9 +187,30 @@ fn begin(address: SocketAddr) -> io::Result<OwnedFd> {
         SocketFlags::NONBLOCK | SocketFlags::CLOEXEC,
         None,
     )?;
+    choose_port_late(&socket)?;
+    bind(&socket, &SocketAddr::new(source, 0))?;
     match connect(&socket, &address) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// Has the port chosen by connect(2), which can use those of connections that have just ended, and not by bind(2).
+fn choose_port_late(socket: &OwnedFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: IP_BIND_ADDRESS_NO_PORT (ip(7)) reads an int, `on`, whose size is given. Sockets of both families take it.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
