@@ -2,8 +2,12 @@
 
 use brig_protocol::spec;
 use rustix::{
-    fs::CWD,
-    mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
+    fs::{CWD, Mode, OFlags, openat},
+    io,
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsmount,
+        fsopen, move_mount, open_tree,
+    },
     process::{Resource, Rlimit, chroot, fchdir, setrlimit},
     system::{RebootCommand, reboot},
 };
@@ -31,7 +35,33 @@ pub fn prepare() -> Result<(), AgentError> {
         current: Some(OPEN_FILES),
         maximum: Some(1 << 20),
     };
-    setrlimit(Resource::Nofile, limit).step("raise the limit of open files")
+    setrlimit(Resource::Nofile, limit).step("raise the limit of open files")?;
+    // It is for the host's good; a kernel that lacks a switch runs as well.
+    let _ = let_the_kernel_rest();
+    Ok(())
+}
+
+/// Switches of the kernel, below `/proc/sys/vm`, and what keeps an idle guest asleep.
+///
+/// `kcompactd` looks twice a second whether free memory should be put together before somebody asks for large pieces
+/// (mm/compaction.c). Each time that anything runs, the scheduler sets a timer for a second later, at whose end the
+/// statistics are gathered, which is something that runs (mm/vmstat.c, `vmstat_shepherd`). Where KVM interprets the guest's
+/// kernel both together cost 4 % of a processor.
+const REST: [(&str, &[u8]); 2] = [
+    ("sys/vm/compaction_proactiveness", b"0"),
+    ("sys/vm/stat_interval", b"120"),
+];
+
+/// Lets the kernel rest while nothing is to be done.
+fn let_the_kernel_rest() -> io::Result<()> {
+    let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    let proc = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    for (switch, value) in REST {
+        let switch = openat(&proc, switch, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        io::write(&switch, value)?;
+    }
+    Ok(())
 }
 
 /// Binds the initial ramfs over itself and makes the copy the root. The kernel's first mount has no parent, so it could
