@@ -16,6 +16,7 @@ use crate::{crash, files, lifecycle, logs, ports, process, watch};
 /// Tests of other files, in containers.
 pub const SHARED: &[Test] = &tests_in_containers! {
     Need::Containers =>
+        crash::a_full_disk_loses_no_exit_code,
         lifecycle::a_created_sandbox_waits_for_its_start,
         lifecycle::files_survive_stop_and_start,
         lifecycle::a_stopped_server_exits_as_it_chose,

@@ -4,12 +4,13 @@ use std::{
     fs,
     net::TcpListener,
     os::unix::fs::symlink,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use brig_tests::{
-    brig::Brig,
-    http, leftovers,
+    brig::{Brig, finish},
+    host, http, leftovers,
     machine::{self, Need},
     tests,
 };
@@ -20,6 +21,7 @@ tests! {
         a_killed_supervisor_takes_its_sandbox_along_and_no_other,
         a_killed_vmm_ends_its_sandbox,
         a_panic_of_the_guest_shows_the_kernels_last_words;
+    Need::KvmAndRoot => a_full_disk_loses_no_exit_code;
 }
 
 pub(crate) fn a_killed_supervisor_takes_its_sandbox_along_and_no_other() {
@@ -66,6 +68,38 @@ fn a_panic_of_the_guest_shows_the_kernels_last_words() {
     assert!(output.stderr.contains("Kernel panic"), "{output:?}");
     assert!(output.stderr.contains("brig: "), "{output:?}");
     brig.run(&["rm", "-f", "doomed"]);
+    brig.assert_nothing_left();
+}
+
+/// Writes until nothing more fits, in a sandbox and in what brig itself writes down.
+const FILL: &str = r#"
+    "$0" run --name full busybox sh -c 'dd if=/dev/zero of=/large bs=256k count=20 conv=fsync 2>/dev/null; exit 7'
+    echo "exits $?"
+    dd if=/dev/zero of="$BRIG_ROOT/sandboxes/rest" bs=4k 2>/dev/null
+    "$0" wait full
+    "$0" ps -a | grep -o 'Exited (7)'
+    "$0" start full >/dev/null 2>&1
+    "$0" wait full >/dev/null
+    "$0" rm full
+    ls "$BRIG_ROOT/sandboxes"
+"#;
+
+pub(crate) fn a_full_disk_loses_no_exit_code() {
+    let brig = Brig::new();
+    let sandboxes = brig.root().join("sandboxes");
+    fs::create_dir_all(&sandboxes).unwrap();
+    let command = brig.command(&[""; 0]);
+    let program = command.get_program().to_owned();
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(FILL).arg(program);
+    for (name, value) in command.get_envs() {
+        shell.env(name, value.unwrap_or_default());
+    }
+    shell.stdout(Stdio::piped()).stderr(Stdio::piped());
+    host::with_little_space(&mut shell, &sandboxes, 4);
+    let output = finish(shell.spawn().unwrap());
+    let said: Vec<_> = output.stdout.lines().collect();
+    assert_eq!(said, ["exits 7", "7", "Exited (7)", "full", "rest"], "{output:?}");
     brig.assert_nothing_left();
 }
 

@@ -17,8 +17,8 @@ mod registry;
 pub mod state;
 
 use std::{
-    fs::{self, File},
-    io::Write,
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -35,6 +35,9 @@ use crate::{Error, SandboxId, events::Journal, files};
 
 /// Most bytes of a `config.json` or `state.json` that is read back.
 const RECORD_BYTES: u64 = 16 << 20;
+
+/// A file that is not larger has one block, on any filesystem.
+const BLOCK_BYTES: usize = 4096;
 
 /// A sandbox as it was when it was looked at.
 #[derive(Clone, Debug, PartialEq)]
@@ -166,10 +169,13 @@ impl Directory {
         })
     }
 
-    /// Writes down that the supervisor was killed.
+    /// Writes down that the supervisor was killed. Where that cannot be written it is so all the same, and the next one who looks tries
+    /// again: a sandbox that nobody can see is one that nobody can remove.
     fn correct(&self, _held: &Lock) -> Result<State, Error> {
         let state = self.read_state()?.without_supervisor(Timestamp::now());
-        self.write_state(&state)?;
+        if self.write_state(&state).is_err() {
+            return Ok(state);
+        }
         self.note("die", &[("exitCode", state.exit_code.to_string())]);
         Ok(state)
     }
@@ -213,10 +219,58 @@ pub(crate) fn write_record<T: Serialize>(path: &Path, record: &T) -> Result<(), 
     if written.is_err() {
         let _ = fs::remove_file(&temporary);
     }
-    written
+    match written {
+        Err(Error::File { ref source, .. }) if is_full(source) => overwrite(path, record).or(written),
+        written => written,
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+/// Writes a record over the old one, for a disk without room for both: an exit code must not be lost because of that. It is one
+/// write(2) into a block that the file has already. What is left of a longer one is blanked out.
+fn overwrite<T: Serialize>(path: &Path, record: &T) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    let mut bytes = serde_json::to_vec_pretty(record)?;
+    let old = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+    if bytes.len().max(old) > BLOCK_BYTES {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    bytes.resize(bytes.len().max(old), b' ');
+    file.write_all(&bytes)
 }
 
 fn write_directly<T: Serialize>(path: &Path, record: &T) -> Result<(), Error> {
     let write = || File::create(path)?.write_all(&serde_json::to_vec_pretty(record)?);
     write().map_err(Error::file("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_is_written_over_another_is_read_whatever_their_lengths() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        for text in [
+            "a long text that is there first",
+            "short",
+            "one that is longer than both were, again",
+        ] {
+            if !path.exists() {
+                write_record(&path, &text).unwrap();
+            }
+            overwrite(&path, &text).unwrap();
+            assert_eq!(read_record::<String>(&path).unwrap(), text);
+        }
+        let error = overwrite(&path, &"x".repeat(BLOCK_BYTES)).unwrap_err();
+        assert!(is_full(&error));
+        assert!(read_record::<String>(&path).is_ok(), "the old one is left");
+    }
 }
