@@ -11,6 +11,7 @@ use std::{ffi::OsString, path::PathBuf, process, time::Duration};
 
 use brig_engine::{
     Isolation,
+    device_rate::DeviceRate,
     error::CODE_BRIG,
     port::{self, PublishedPort},
     resources::{Cpus, MemoryMib},
@@ -358,6 +359,18 @@ pub struct Create {
     /// Most processes and threads
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     pub pids_limit: Option<u64>,
+    /// Read no more bytes a second; the device / is the disk with the sandbox's files: /:10mb
+    #[arg(long, value_name = "DEVICE:BYTES", value_parser = DeviceRate::bytes)]
+    pub device_read_bps: Vec<DeviceRate>,
+    /// Write no more bytes a second
+    #[arg(long, value_name = "DEVICE:BYTES", value_parser = DeviceRate::bytes)]
+    pub device_write_bps: Vec<DeviceRate>,
+    /// Read no more often a second: /:100
+    #[arg(long, value_name = "DEVICE:NUMBER", value_parser = DeviceRate::operations)]
+    pub device_read_iops: Vec<DeviceRate>,
+    /// Write no more often a second
+    #[arg(long, value_name = "DEVICE:NUMBER", value_parser = DeviceRate::operations)]
+    pub device_write_iops: Vec<DeviceRate>,
     /// Hostname; the start of the id otherwise
     // No `-h` for the help in this command: with Docker it is the hostname.
     #[arg(short = 'h', long, value_name = "NAME")]
@@ -393,7 +406,7 @@ pub struct Create {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["isolation", "pids_limit", "env", "env_file", "tty", "publish_all", "health_cmd",
           "health_interval", "health_timeout", "health_start_period", "health_start_interval", "health_retries", "no_healthcheck",
           "workdir", "user",
-          "entrypoint", "memory", "cpus",
+          "entrypoint", "memory", "cpus", "device_read_bps", "device_write_bps", "device_read_iops", "device_write_iops",
           "no_template", "words"])]
     pub snapshot: Option<String>,
     /// The image (a name, or the start of an id), then the command and its arguments; the image's otherwise

@@ -139,6 +139,28 @@ pub enum Error {
         /// What the host has.
         host_mib: u64,
     },
+    /// Not `DEVICE:RATE`.
+    #[error(
+        "invalid limit {0:?}: write it as DEVICE:RATE, such as /:10mb or /dev/sda:100; the device / is the one with brig's files"
+    )]
+    InvalidRate(String),
+    /// More than anyone needs.
+    #[error(
+        "too many limits of devices: at most {} of a kind",
+        crate::device_rate::RATES_MAX
+    )]
+    TooManyRates,
+    /// Nothing that can be limited.
+    #[error("cannot limit the device {path}: {why}")]
+    NoSuchDevice {
+        /// As the user wrote it.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The host does not let a cgroup hold a process to limits.
+    #[error("limits need a cgroup that can be written: {0}")]
+    Cgroup(String),
     /// No number of CPUs.
     #[error("invalid number of CPUs {0:?}: from 0.01 to {VCPUS_MAX}")]
     InvalidCpus(String),

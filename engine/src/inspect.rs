@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     Isolation, Paths,
+    device_rate::DeviceRate,
     guest::Origin,
     port::{BoundPort, PublishedPort},
     resources::{Cpus, MemoryMib},
@@ -47,6 +48,10 @@ pub fn inspect(paths: &Paths, sandbox: &Sandbox) -> Value {
             "Memory": memory(config),
             "NanoCpus": nano_cpus(config),
             "PidsLimit": config.limits.pids,
+            "BlkioDeviceReadBps": rates(&config.device_rates.read_bps),
+            "BlkioDeviceWriteBps": rates(&config.device_rates.write_bps),
+            "BlkioDeviceReadIOps": rates(&config.device_rates.read_iops),
+            "BlkioDeviceWriteIOps": rates(&config.device_rates.write_iops),
             "NetworkMode": "none",
             "PortBindings": wanted_ports(&config.ports),
             "LogConfig": { "Type": "json-file", "Config": {} },
@@ -81,6 +86,12 @@ fn memory(config: &Config) -> u64 {
         Isolation::Vm => config.memory.bytes(),
         Isolation::Container => config.limits.memory.map_or(0, MemoryMib::bytes),
     }
+}
+
+fn rates(rates: &[DeviceRate]) -> Value {
+    let all = rates.iter();
+    all.map(|one| json!({ "Path": one.path, "Rate": one.rate }))
+        .collect()
 }
 
 /// Billionths of a CPU; 0 stands for no limit.

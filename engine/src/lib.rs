@@ -31,6 +31,7 @@ pub mod clock;
 pub mod console;
 pub mod control;
 pub mod cpu;
+pub mod device_rate;
 pub mod disk;
 pub mod engine;
 pub mod error;

@@ -29,6 +29,11 @@ impl MemoryMib {
         u64::from(self.0) << 20
     }
 
+    /// As much as several amounts in MiB together, for what is not a guest's.
+    pub(crate) fn sum(amounts: [u32; 3]) -> Self {
+        Self(amounts.into_iter().fold(0, u32::saturating_add))
+    }
+
     /// Checks that the host has this much at all.
     ///
     /// # Errors
@@ -83,6 +88,11 @@ pub struct Cpus(u32);
 impl Cpus {
     /// What a sandbox gets when the user says nothing.
     pub const DEFAULT: Self = Self(1000);
+
+    /// So many whole ones, for what is not a guest's.
+    pub(crate) fn whole(number: u32) -> Self {
+        Self(number.saturating_mul(1000))
+    }
 
     /// vCPUs: the amount rounded up.
     pub fn vcpus(self) -> u8 {

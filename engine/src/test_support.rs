@@ -29,6 +29,7 @@ use tempfile::TempDir;
 
 use crate::{
     Error, Isolation, Paths, SandboxId,
+    device_rate::DeviceRates,
     host::Host,
     resources::{Cpus, MemoryMib},
     sandbox::{
@@ -81,6 +82,7 @@ pub(crate) fn config(id: SandboxId, name: String) -> Config {
         tty: false,
         isolation: Isolation::Vm,
         limits: Limits::default(),
+        device_rates: DeviceRates::default(),
         memory: MemoryMib::DEFAULT,
         cpus: Cpus::DEFAULT,
         ports: vec![],

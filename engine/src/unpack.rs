@@ -11,7 +11,7 @@ use brig_image_store::{Image, MaxImageSize, Store, Unpack, UnpackJob};
 pub use brig_protocol::agent::UnpackCosts;
 use brig_protocol::{
     agent::{FromAgent, ToAgent, UnpackFailure, UnpackSpec},
-    vmm::Event,
+    vmm::{Event, IoLimits},
 };
 use tokio::{task::spawn_blocking, time::timeout};
 
@@ -204,6 +204,7 @@ async fn restore(
             let plan = SavedGuest {
                 saved: template.saved,
                 disks: vec![first.in_slot(), mounted, second.in_slot()],
+                io: IoLimits::default(),
                 streams: Vec::new(),
                 identity: None,
                 origin: Origin::Template,
@@ -237,6 +238,7 @@ async fn boot(paths: &Paths, host: &dyn Host, kvm: &Kvm, disks: JobDisks<'_>) ->
         vcpus: 1,
         memory: MemoryMib::UNPACK,
         disks: disks()?.into(),
+        io: IoLimits::default(),
     };
     Guest::boot(
         paths,

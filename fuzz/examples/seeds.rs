@@ -8,14 +8,14 @@
 #[path = "../../image-store/tests/common/mod.rs"]
 mod common;
 
-use std::{env, fs, io, path::Path};
+use std::{env, fs, io, num::NonZeroU64, path::Path};
 
 use brig_protocol::{
     agent::{ExitStatus, FROM_AGENT_BYTES, FromAgent, StartFailure, UnpackCosts, UnpackFailure},
     frame,
     stream::HEADER_BYTES,
     vmm::{
-        BootConfig, Command, DiskConfig, KvmKind, ListenerConfig, RejoinConfig, RestoreConfig, SavedStream,
+        BootConfig, Command, DiskConfig, IoLimits, KvmKind, ListenerConfig, RejoinConfig, RestoreConfig, SavedStream,
         SegmentConfig,
     },
 };
@@ -342,6 +342,11 @@ fn vmm_commands() -> Seeds {
         console: 2,
         extra_command_line: "quiet".into(),
         disks: vec![disk(false, None), disk(true, Some(1 << 40))],
+        io: IoLimits {
+            read_bytes: NonZeroU64::new(1 << 20),
+            write_operations: NonZeroU64::new(100),
+            ..IoLimits::default()
+        },
         listeners: vec![ListenerConfig { port: 1, socket: 5 }],
     };
     let least = BootConfig {
@@ -363,6 +368,7 @@ fn vmm_commands() -> Seeds {
         state: 1,
         console: 2,
         disks: vec![disk(true, None)],
+        io: IoLimits::default(),
         streams: streams.map(|stream| RejoinConfig { stream, socket: 6 }).into(),
         prefetch: Some(8),
     };

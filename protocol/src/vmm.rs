@@ -3,6 +3,8 @@
 //! brig-vmm opens nothing: every file that it uses comes with a command, named in it by an [`FdIndex`], the position
 //! among the file descriptors that travelled with that message.
 
+use std::num::NonZeroU64;
+
 use serde::{Deserialize, Serialize};
 
 use crate::stream::HEADER_BYTES;
@@ -91,8 +93,23 @@ pub struct BootConfig {
     pub extra_command_line: String,
     /// Block devices: the first is `/dev/vda` in the guest.
     pub disks: Vec<DiskConfig>,
+    /// How fast they are.
+    pub io: IoLimits,
     /// Ports of the host that the guest may connect to, each once.
     pub listeners: Vec<ListenerConfig>,
+}
+
+/// How much a guest may do with all of its disks together in a second; `None` is as much as it can.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoLimits {
+    /// Bytes read.
+    pub read_bytes: Option<NonZeroU64>,
+    /// Bytes written.
+    pub write_bytes: Option<NonZeroU64>,
+    /// Reads.
+    pub read_operations: Option<NonZeroU64>,
+    /// Writes, flushes and discards.
+    pub write_operations: Option<NonZeroU64>,
 }
 
 /// A block device.
@@ -142,6 +159,8 @@ pub struct RestoreConfig {
     pub console: FdIndex,
     /// As many as the saved guest had, each as writable as it was there.
     pub disks: Vec<DiskConfig>,
+    /// How fast they are.
+    pub io: IoLimits,
     /// The connections of the saved guest that go on with a new host end. All others are reset; what the saved guest had
     /// sent on one that goes on, and its host end had not taken, comes first.
     pub streams: Vec<RejoinConfig>,

@@ -9,6 +9,7 @@ mod bad_input;
 mod container;
 mod copies;
 mod crash;
+mod devices;
 mod exec;
 mod files;
 mod habits;
@@ -42,6 +43,8 @@ fn main() -> ExitCode {
         container::SHARED,
         copies::TESTS,
         crash::TESTS,
+        devices::TESTS,
+        devices::SHARED,
         exec::TESTS,
         files::TESTS,
         habits::TESTS,

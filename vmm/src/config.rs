@@ -12,8 +12,8 @@ use std::{
 };
 
 use brig_protocol::vmm::{
-    BootConfig, DiskConfig, FdIndex, KvmKind, MEMORY_MIB_MAX, MEMORY_MIB_MIN, RestoreConfig, SavedStream,
-    SegmentConfig, VCPUS_MAX,
+    BootConfig, DiskConfig, FdIndex, IoLimits, KvmKind, MEMORY_MIB_MAX, MEMORY_MIB_MIN, RestoreConfig,
+    SavedStream, SegmentConfig, VCPUS_MAX,
 };
 use kvm_ioctls::Kvm;
 use rustix::fs::{OFlags, SeekFrom, fcntl_getfl, fcntl_setfl, seek};
@@ -121,6 +121,8 @@ pub struct MachineConfig {
     pub extra_command_line: String,
     /// Block devices in order.
     pub disks: Vec<Slot>,
+    /// How fast they are.
+    pub io: IoLimits,
     /// Ports that the guest may connect to.
     pub listeners: Vec<(u32, OwnedFd)>,
 }
@@ -140,6 +142,8 @@ pub struct RestoredMachineConfig {
     pub console: OwnedFd,
     /// Block devices in order.
     pub disks: Vec<Slot>,
+    /// How fast they are.
+    pub io: IoLimits,
     /// New host ends of saved connections.
     pub streams: Vec<(SavedStream, OwnedFd)>,
     /// Pages to map ahead.
@@ -216,6 +220,7 @@ impl MachineConfig {
             console: non_blocking(fds.take(config.console)?)?,
             extra_command_line: config.extra_command_line,
             disks: disks(config.disks, &mut fds)?,
+            io: config.io,
             listeners: listeners(&config.listeners, &mut fds)?,
         })
     }
@@ -238,6 +243,7 @@ impl RestoredMachineConfig {
             state: File::from(fds.take(config.state)?),
             console: non_blocking(fds.take(config.console)?)?,
             disks: disks(config.disks, &mut fds)?,
+            io: config.io,
             streams: config
                 .streams
                 .iter()
@@ -382,6 +388,7 @@ mod tests {
                 writable: true,
                 shown_bytes: None,
             }],
+            io: IoLimits::default(),
             listeners: vec![ListenerConfig {
                 port: 1024,
                 socket: 5,

@@ -4,9 +4,11 @@
 //! Disks have a thread of their own, so that a slow fdatasync(2) holds up no stream.
 
 use std::{
+    cell::Cell,
     fmt, io,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -57,6 +59,16 @@ impl StreamRegistry {
 struct Served {
     device: SharedDevice,
     notifications: Vec<EventFd>,
+    /// Until when it has put something off.
+    put_off: Cell<Option<Instant>>,
+}
+
+impl Served {
+    fn notify(&self, queue: usize) {
+        let mut device = lock(&*self.device);
+        device.queue_notified(queue);
+        self.put_off.set(device.put_off());
+    }
 }
 
 /// A thread's devices, before it is started.
@@ -108,6 +120,7 @@ impl EventLoop {
         self.served.push(Served {
             device,
             notifications,
+            put_off: Cell::new(None),
         });
         Ok(())
     }
@@ -125,13 +138,15 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Waits for events, at most for `timeout`, and serves them. False when none came.
+    /// Waits for events, at most for `timeout`, and serves them, and what was put off until now. False when there was neither.
     pub fn serve(&self, timeout: Option<&Timespec>, gate: &Gate) -> bool {
         let mut events = [Event {
             flags: EventFlags::empty(),
             data: EventData::new_u64(0),
         }; BATCH];
-        let count = match epoll::wait(&*self.epoll, &mut events[..], timeout) {
+        let next = self.served.iter().filter_map(|served| served.put_off.get()).min();
+        let left = next.map(|next| wait_until(next, timeout));
+        let count = match epoll::wait(&*self.epoll, &mut events[..], left.as_ref().or(timeout)) {
             Ok(count) => count,
             Err(Errno::INTR) => return true,
             // The descriptor is valid and the buffer is ours: nothing else is left to fail.
@@ -149,9 +164,33 @@ impl EventLoop {
                 let queue = data as u32 as usize;
                 // Read before the queue, so that a later notification is not lost.
                 let _ = served.notifications[queue].read();
-                lock(&*served.device).queue_notified(queue);
+                served.notify(queue);
             }
         }
-        count > 0
+        let mut resumed = false;
+        if next.is_some() {
+            let now = Instant::now();
+            for served in &self.served {
+                if served.put_off.get().is_some_and(|until| until <= now) {
+                    served.notify(0);
+                    resumed = true;
+                }
+            }
+        }
+        count > 0 || resumed
+    }
+}
+
+/// The time from now to `next`, at most `timeout`; whole milliseconds, rounded up, as epoll_wait(2) counts them.
+fn wait_until(next: Instant, timeout: Option<&Timespec>) -> Timespec {
+    let left = next.saturating_duration_since(Instant::now());
+    let left = Duration::from_millis(left.as_micros().div_ceil(1000) as u64);
+    let left = Timespec {
+        tv_sec: left.as_secs() as i64,
+        tv_nsec: i64::from(left.subsec_nanos()),
+    };
+    match timeout {
+        Some(timeout) if (timeout.tv_sec, timeout.tv_nsec) < (left.tv_sec, left.tv_nsec) => *timeout,
+        _ => left,
     }
 }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fs};
 
 use brig_engine::{
     CreateOptions, Engine, Isolation, SandboxId,
+    device_rate::DeviceRates,
     engine::{Draft, SnapshotOptions},
     port::{PORTS_MAX, PortError, PublishedPort},
     sandbox::{Config, health::HealthOptions},
@@ -160,6 +161,12 @@ fn wishes(options: &Create, detach: bool) -> Result<CreateOptions, Failure> {
         hostname: options.hostname.clone(),
         memory: options.memory,
         cpus: options.cpus,
+        device_rates: DeviceRates {
+            read_bps: options.device_read_bps.clone(),
+            write_bps: options.device_write_bps.clone(),
+            read_iops: options.device_read_iops.clone(),
+            write_iops: options.device_write_iops.clone(),
+        },
         ports: ports(options)?,
         stop_signal: options.stop_signal,
         auto_remove: options.rm,

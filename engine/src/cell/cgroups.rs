@@ -1,5 +1,6 @@
-//! The cgroups that keep a sandbox on the host's kernel to its limits: version 2, or where a host has the older hierarchies
-//! (cgroups(7)) one in each of those that a limit needs. Without limits there is none.
+//! The cgroups that keep the processes of a sandbox to their limits: version 2, or where a host has the older hierarchies
+//! (cgroups(7)) one in each of those that a limit needs. Of a container they hold what the user limits, and without limits there
+//! is none; of a sandbox with a guest they hold its brig-vmm to what such a guest can need.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -7,7 +8,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, SandboxId, sandbox::config::Limits};
+use crate::{
+    Error, SandboxId,
+    device_rate::{Kind, Number},
+    resources::{Cpus, MemoryMib},
+    sandbox::{Config, config::Limits},
+};
 
 /// Microseconds of a period in which CPU time is counted, the kernel's default.
 const PERIOD_US: u64 = 100_000;
@@ -18,8 +24,53 @@ const PARENT: &str = "brig";
 /// Where the hierarchies are.
 const ROOT: &str = "/sys/fs/cgroup";
 
+/// The controllers that limits need, by the names of the older hierarchies …
+const CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "blkio"];
+
+/// … and those of version 2 which sandboxes' cgroups have anyway, and which they have when they need it.
+const UNIFIED: [&str; 3] = ["memory", "cpu", "pids"];
+const UNIFIED_IO: &str = "io";
+
 /// Processes of a cell beside those of the sandbox.
 const OWN_PROCESSES: u64 = 1;
+
+/// Threads that a brig-vmm can have at most (`brig_vmm::jail`); KVM's own, which is counted too, takes the place of the cell's.
+const VMM_THREADS: u64 = 40;
+
+/// MiB that a brig-vmm can need beside its guest's memory: what waits for slow readers of 1024 connections (128), its own few,
+/// and pages of its files, which the kernel can drop.
+const VMM_MIB: u32 = 256;
+
+/// Page tables of the guest's memory, in the process and in KVM: 8 bytes of each for 4 KiB, and room for a kernel that keeps more.
+const PAGE_TABLES_PART: u32 = 64;
+
+/// From here on a number of an older hierarchy says that there is no limit.
+const NO_LIMIT: u64 = 1 << 62;
+
+/// A limit of what is read from or written to a device of the host.
+pub type IoLimit = (Number, Kind, u64);
+
+/// What the brig-vmm of a sandbox is held to: what a guest of this size can need, and no more. Its vCPUs are as many as they are; the
+/// threads of its devices have one CPU more between them.
+pub fn limits_of_vmm(config: &Config) -> Limits {
+    let mib = config.memory.get();
+    Limits {
+        memory: Some(MemoryMib::sum([mib, mib / PAGE_TABLES_PART, VMM_MIB])),
+        cpus: Some(Cpus::whole(u32::from(config.cpus.vcpus()) + 1)),
+        pids: Some(VMM_THREADS),
+    }
+}
+
+/// What the cgroups of a process hold it to, as the kernel tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct InForce {
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// CPUs' worth of time.
+    pub cpus: Option<f64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+}
 
 /// The cgroups of one sandbox. They are removed when this is dropped, if nothing is in them.
 #[derive(Debug)]
@@ -42,20 +93,25 @@ impl Cgroups {
     /// Makes them, with these limits set. `None` when there are none.
     ///
     /// # Errors
-    /// [`Error::Isolation`] with what the host does not let this user limit; nothing is left then.
-    pub fn create(id: &SandboxId, limits: &Limits) -> Result<Option<Self>, Error> {
-        if *limits == Limits::default() {
+    /// [`Error::Cgroup`] with what the host does not let this user limit; nothing is left then.
+    pub fn create(id: &SandboxId, limits: &Limits, io: &[IoLimit]) -> Result<Option<Self>, Error> {
+        if *limits == Limits::default() && io.is_empty() {
             return Ok(None);
         }
         let mut made = Self {
             directories: Vec::new(),
         };
+        let all_settings = |version| {
+            let mut all = settings(limits, version);
+            all.extend(io.iter().map(|limit| io_setting(limit, version)));
+            all
+        };
         if is_unified() {
-            let base = unified_base().map_err(|e| cannot(&e))?;
-            made.make(base.join(id.as_str()), &settings(limits, Version::Two))?;
+            let base = unified_base(!io.is_empty()).map_err(|e| cannot(&e))?;
+            made.make(base.join(id.as_str()), &all_settings(Version::Two))?;
         } else {
-            for controller in ["memory", "cpu", "pids"] {
-                let wanted: Vec<Setting> = settings(limits, Version::One)
+            for controller in CONTROLLERS {
+                let wanted: Vec<Setting> = all_settings(Version::One)
                     .into_iter()
                     .filter(|(file, _)| file.starts_with(controller))
                     .collect();
@@ -63,23 +119,33 @@ impl Cgroups {
                     continue;
                 }
                 let base = legacy_base(controller).map_err(|e| cannot(&e))?;
+                make_directory(&base).map_err(|e| cannot(&e))?;
                 made.make(base.join(id.as_str()), &wanted)?;
             }
         }
         Ok(Some(made))
     }
 
+    /// Puts a process into them. The kernel may let this wait until every CPU has been elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::Cgroup`].
+    pub fn enter(&self, pid: u32) -> Result<(), Error> {
+        for mut file in self.procs()? {
+            file.write_all(pid.to_string().as_bytes())
+                .map_err(|e| cannot(&e))?;
+        }
+        Ok(())
+    }
+
     fn make(&mut self, directory: PathBuf, settings: &[Setting]) -> Result<(), Error> {
         let make = || {
-            match fs::create_dir(&directory) {
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                made => made?,
-            }
+            make_directory(&directory)?;
             settings
                 .iter()
                 .try_for_each(|(file, value)| set(&directory, file, value))
         };
-        let made = make().map_err(|e| cannot(&named(&directory, e)));
+        let made = make().map_err(|e| cannot(&e));
         self.directories.push(directory);
         made
     }
@@ -100,15 +166,51 @@ impl Cgroups {
     }
 }
 
-/// Removes what a killed supervisor has left of a sandbox's cgroups.
-pub fn forget(id: &SandboxId) {
+/// Removes what is left of a sandbox's cgroups. False while there is a process in one.
+pub fn forget(id: &SandboxId) -> bool {
     let bases = if is_unified() {
-        vec![unified_base()]
+        vec![unified_parent().map(|parent| parent.join(PARENT))]
     } else {
-        ["memory", "cpu", "pids"].map(legacy_base).into()
+        CONTROLLERS.map(legacy_base).into()
     };
-    for base in bases.into_iter().flatten() {
-        let _ = fs::remove_dir(base.join(id.as_str()));
+    let gone = |base: &PathBuf| match fs::remove_dir(base.join(id.as_str())) {
+        Err(e) => e.kind() != io::ErrorKind::ResourceBusy,
+        Ok(()) => true,
+    };
+    let left = bases.into_iter().flatten().filter(|base| !gone(base)).count();
+    left == 0
+}
+
+/// What the cgroups hold a process to whose `/proc/PID/cgroup` this is. Those above may hold it to less.
+pub fn in_force(text: &str) -> InForce {
+    let unified = is_unified();
+    let read = |controller: &str, file: &str| {
+        let path = path_of(text, if unified { "" } else { controller })?;
+        let mount = Path::new(ROOT).join(if unified { "" } else { controller });
+        let directory = mount.join(path.strip_prefix("/").unwrap_or(&path));
+        fs::read_to_string(directory.join(file)).ok()
+    };
+    let number = |text: &str| {
+        text.trim()
+            .parse::<u64>()
+            .ok()
+            .filter(|&number| number < NO_LIMIT)
+    };
+    let time = |quota: u64| quota as f64 / PERIOD_US as f64;
+    let pids = read("pids", "pids.max").and_then(|text| number(&text));
+    if unified {
+        let quota = read("cpu", "cpu.max").and_then(|text| number(text.split(' ').next()?));
+        return InForce {
+            memory: read("memory", "memory.max").and_then(|text| number(&text)),
+            cpus: quota.map(time),
+            pids,
+        };
+    }
+    let quota = read("cpu", "cpu.cfs_quota_us").and_then(|text| number(&text));
+    InForce {
+        memory: read("memory", "memory.limit_in_bytes").and_then(|text| number(&text)),
+        cpus: quota.map(time),
+        pids,
     }
 }
 
@@ -133,7 +235,7 @@ pub fn memory_and_cpu(id: &SandboxId) -> Option<Counted> {
         words.next()?.parse().ok()
     };
     if is_unified() {
-        let directory = unified_base().ok()?.join(id.as_str());
+        let directory = unified_parent().ok()?.join(PARENT).join(id.as_str());
         if !directory.exists() {
             return None;
         }
@@ -199,6 +301,19 @@ fn settings(limits: &Limits, version: Version) -> Vec<Setting> {
     settings
 }
 
+fn io_setting((device, kind, rate): &IoLimit, version: Version) -> Setting {
+    let (key, file) = match kind {
+        Kind::ReadBytes => ("rbps", "blkio.throttle.read_bps_device"),
+        Kind::WriteBytes => ("wbps", "blkio.throttle.write_bps_device"),
+        Kind::ReadOperations => ("riops", "blkio.throttle.read_iops_device"),
+        Kind::WriteOperations => ("wiops", "blkio.throttle.write_iops_device"),
+    };
+    match version {
+        Version::Two => ("io.max", format!("{device} {key}={rate}")),
+        Version::One => (file, format!("{device} {rate}")),
+    }
+}
+
 /// Kernels without swap accounting do not have the files of it.
 fn set(directory: &Path, file: &str, value: &str) -> io::Result<()> {
     let path = directory.join(file);
@@ -220,9 +335,7 @@ fn cannot(error: &io::Error) -> Error {
         }
         _ => "",
     };
-    Error::Isolation(format!(
-        "limits need a cgroup that can be written: {error}{advice}"
-    ))
+    Error::Cgroup(format!("{error}{advice}"))
 }
 
 /// Whether there is version 2 alone: its root has this file, and no directory of hierarchies has.
@@ -231,27 +344,36 @@ fn is_unified() -> bool {
 }
 
 /// The directory for sandboxes' cgroups of version 2, whose controllers are on.
-fn unified_base() -> io::Result<PathBuf> {
-    let parent = if rustix::process::geteuid().is_root() {
-        PathBuf::from(ROOT)
-    } else {
-        // Whoever moves a process must be able to write to the first ancestor that both cgroups have.
-        delegated(&own_path("")?)?
-    };
+fn unified_base(with_io: bool) -> io::Result<PathBuf> {
+    let parent = unified_parent()?;
     let base = parent.join(PARENT);
-    enable(&parent)?;
-    match fs::create_dir(&base) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-        made => made.map_err(|e| named(&base, e))?,
-    }
-    enable(&base)?;
+    enable(&parent, with_io)?;
+    make_directory(&base)?;
+    enable(&base, with_io)?;
     Ok(base)
 }
 
-fn enable(directory: &Path) -> io::Result<()> {
+/// The cgroup of version 2 that brig's are made in.
+fn unified_parent() -> io::Result<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        Ok(PathBuf::from(ROOT))
+    } else {
+        // Whoever moves a process must be able to write to the first ancestor that both cgroups have.
+        delegated(&own_path("")?)
+    }
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(|e| named(path, e)),
+    }
+}
+
+fn enable(directory: &Path, with_io: bool) -> io::Result<()> {
     let path = directory.join("cgroup.subtree_control");
     let there = fs::read_to_string(&path)?;
-    for controller in ["memory", "cpu", "pids"] {
+    for controller in UNIFIED.into_iter().chain(with_io.then_some(UNIFIED_IO)) {
         if !there.split_whitespace().any(|present| present == controller) {
             fs::write(&path, format!("+{controller}")).map_err(|e| named(&path, e))?;
         }
@@ -283,12 +405,7 @@ fn legacy_base(controller: &str) -> io::Result<PathBuf> {
         return Err(io::Error::new(io::ErrorKind::NotFound, text));
     }
     let own = own_path(controller)?;
-    let base = mount.join(own.strip_prefix("/").unwrap_or(&own)).join(PARENT);
-    match fs::create_dir(&base) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-        made => made.map_err(|e| named(&base, e))?,
-    }
-    Ok(base)
+    Ok(mount.join(own.strip_prefix("/").unwrap_or(&own)).join(PARENT))
 }
 
 /// The path of this process's cgroup in the hierarchy of a controller; without one, of version 2.
@@ -317,6 +434,7 @@ fn path_of(text: &str, controller: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_support::config;
 
     fn limits() -> Limits {
         Limits {
@@ -353,9 +471,58 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_of_a_device_names_it_by_its_numbers() {
+        let limit = (Number { major: 8, minor: 16 }, Kind::WriteBytes, 1000);
+        assert_eq!(
+            io_setting(&limit, Version::Two),
+            ("io.max", "8:16 wbps=1000".to_owned())
+        );
+        assert_eq!(
+            io_setting(&limit, Version::One),
+            ("blkio.throttle.write_bps_device", "8:16 1000".to_owned())
+        );
+    }
+
+    #[test]
     fn no_limit_needs_no_cgroup() {
         let id = SandboxId::random().unwrap();
-        assert!(Cgroups::create(&id, &Limits::default()).unwrap().is_none());
+        assert!(Cgroups::create(&id, &Limits::default(), &[]).unwrap().is_none());
+        assert!(forget(&id));
+    }
+
+    #[test]
+    fn a_vmm_may_have_what_its_guest_can_need() {
+        let mut config = config(SandboxId::random().unwrap(), "web".into());
+        config.memory = "1g".parse().unwrap();
+        config.cpus = "1.5".parse().unwrap();
+        let limits = limits_of_vmm(&config);
+        assert_eq!(limits.memory.unwrap().get(), 1024 + 16 + 256);
+        assert_eq!(limits.cpus.unwrap().nano(), 3_000_000_000);
+        assert!(settings(&limits, Version::One).contains(&("pids.max", "41".to_owned())));
+    }
+
+    #[test]
+    fn what_has_been_set_is_read_back_and_gone_afterwards() {
+        let id = SandboxId::random().unwrap();
+        let limits = limits_of_vmm(&config(id.clone(), "web".into()));
+        let Ok(Some(cgroups)) = Cgroups::create(&id, &limits, &[]) else {
+            eprintln!("skipped: this host lets this user make no cgroups");
+            return;
+        };
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        cgroups.enter(child.id()).unwrap();
+        let text = fs::read_to_string(format!("/proc/{}/cgroup", child.id())).unwrap();
+        let expected = InForce {
+            memory: Some((512 + 8 + 256) << 20),
+            cpus: Some(2.0),
+            pids: Some(41),
+        };
+        assert_eq!(in_force(&text), expected, "{text}");
+        assert!(!forget(&id), "a process is in them");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        drop(cgroups);
+        assert!(forget(&id));
     }
 
     #[test]

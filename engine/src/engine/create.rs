@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use crate::{
     Error, Isolation, SandboxId,
+    device_rate::DeviceRates,
     port::{self, PORTS_MAX, PortError, PublishedPort},
     resources::{Cpus, MemoryMib},
     sandbox::{
@@ -45,6 +46,8 @@ pub struct CreateOptions {
     pub cpus: Option<Cpus>,
     /// Most processes and threads.
     pub pids: Option<u64>,
+    /// How fast it may read and write.
+    pub device_rates: DeviceRates,
     /// Ports to publish.
     pub ports: Vec<PublishedPort>,
     /// The signal that `stop` sends.
@@ -133,6 +136,7 @@ pub(super) fn draft(image: &Image, options: &CreateOptions) -> Result<Draft, Err
                 cpus: options.cpus,
                 pids: options.pids,
             },
+            device_rates: options.device_rates.clone(),
             memory: match options.isolation {
                 Isolation::Vm => options.memory.unwrap_or(MemoryMib::DEFAULT).check_host()?,
                 Isolation::Container => options.memory.unwrap_or(MemoryMib::DEFAULT),

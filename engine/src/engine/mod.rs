@@ -189,6 +189,7 @@ impl Engine {
     /// # Errors
     /// Those of the options' checks, [`Error::NameInUse`].
     pub fn draft(&self, image: &Image, options: &CreateOptions) -> Result<Draft, Error> {
+        options.device_rates.check(options.isolation, &self.paths.root)?;
         let draft = create::draft(image, options)?;
         draft
             .wanted_name()

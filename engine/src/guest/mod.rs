@@ -29,8 +29,8 @@ use brig_protocol::{
     frame::FrameError,
     stream::{CONTROL_PORT, STREAM_PORT, StreamHeader},
     vmm::{
-        BootConfig, Command, DiskConfig, Event, FdIndex, KvmKind, ListenerConfig, SLOT_BYTES, SegmentConfig,
-        StopReason,
+        BootConfig, Command, DiskConfig, Event, FdIndex, IoLimits, KvmKind, ListenerConfig, SLOT_BYTES,
+        SegmentConfig, StopReason,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -130,6 +130,8 @@ pub struct Plan {
     pub memory: MemoryMib,
     /// Its block devices, in order.
     pub disks: Vec<Disk>,
+    /// How fast they are.
+    pub io: IoLimits,
 }
 
 /// A block device.
@@ -495,6 +497,7 @@ fn message<'a>(
         console: 3,
         extra_command_line: String::new(),
         disks,
+        io: plan.io,
         listeners: vec![ListenerConfig {
             port: CONTROL_PORT,
             socket: 4,

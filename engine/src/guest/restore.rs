@@ -11,7 +11,7 @@ use brig_protocol::{
     agent::{FromAgent, Identity, ToAgent, WakeSpec},
     frame::FrameError,
     stream::CONTROL_PORT,
-    vmm::{Command, Event, FdIndex, RejoinConfig, RestoreConfig, SavedStream},
+    vmm::{Command, Event, FdIndex, IoLimits, RejoinConfig, RestoreConfig, SavedStream},
 };
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -50,6 +50,8 @@ pub struct SavedGuest {
     pub saved: Saved,
     /// Its disks, as many as it had.
     pub disks: Vec<Disk>,
+    /// How fast they are.
+    pub io: IoLimits,
     /// Its connections that go on, beside the agent's, each with the far end of its new host end.
     pub streams: Vec<(SavedStream, OwnedFd)>,
     /// Who the sandbox in it is now; `None` when none ran in it.
@@ -233,6 +235,7 @@ fn message<'a>(plan: &'a SavedGuest, kvm: &'a Kvm, begun: &'a Begun) -> (Restore
         state: 2,
         console: 3,
         disks,
+        io: plan.io,
         streams,
         prefetch,
     };

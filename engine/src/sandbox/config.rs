@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::health::HealthConfig;
 use crate::{
     Isolation, SandboxId,
+    device_rate::DeviceRates,
     port::PublishedPort,
     resources::{Cpus, MemoryMib},
     signal::Signal,
@@ -68,6 +69,9 @@ pub struct Config {
     /// What the user limits of a sandbox without a guest.
     #[serde(default)]
     pub limits: Limits,
+    /// How fast it may read and write.
+    #[serde(default)]
+    pub device_rates: DeviceRates,
     /// Guest memory.
     pub memory: MemoryMib,
     /// CPU time.

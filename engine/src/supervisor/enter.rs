@@ -26,7 +26,11 @@ impl Start<'_> {
             image: self.host.image_directory(self.config, &ids)?,
             layer: make_layer(self.directory, &ids)?,
             ids: ids.map().clone(),
-            cgroups: Cgroups::create(&self.config.id, &self.config.limits)?,
+            cgroups: Cgroups::create(
+                &self.config.id,
+                &self.config.limits,
+                &self.config.device_rates.of_cgroup(&self.paths.root)?,
+            )?,
         };
         let spec = cell_spec(self.config, &ids, self.size);
         // Held until the process runs.

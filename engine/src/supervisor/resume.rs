@@ -58,6 +58,7 @@ impl Start<'_> {
         let plan = SavedGuest {
             saved: snapshot.saved,
             disks,
+            io: self.config.device_rates.of_guest(),
             streams: far,
             identity: Some(Identity {
                 hostname: self.config.hostname.clone(),

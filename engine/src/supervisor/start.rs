@@ -177,6 +177,7 @@ impl Start<'_> {
         let plan = SavedGuest {
             saved: template.saved,
             disks,
+            io: self.config.device_rates.of_guest(),
             streams: Vec::new(),
             identity: None,
             origin: Origin::Template,
@@ -234,6 +235,7 @@ impl Start<'_> {
             vcpus: self.config.cpus.vcpus(),
             memory: self.config.memory,
             disks: vec![whole(image, false)?, whole(open_disk(&path)?, true)?],
+            io: self.config.device_rates.of_guest(),
         };
         let mut guest = Guest::boot(self.paths, self.host, kvm, plan, self.console()?, timing).await?;
         let spec = sandbox_spec(self.config, FRESH_DISK, self.size);

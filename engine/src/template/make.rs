@@ -2,7 +2,10 @@
 
 use std::{io, time::Duration};
 
-use brig_protocol::agent::{FromAgent, ToAgent};
+use brig_protocol::{
+    agent::{FromAgent, ToAgent},
+    vmm::IoLimits,
+};
 use tokio::{task::spawn_blocking, time::timeout};
 
 use super::{
@@ -114,6 +117,7 @@ async fn make(
         vcpus: ingredients.shape.vcpus,
         memory: ingredients.shape.memory,
         disks: vec![Disk::empty_slot(false), disk, Disk::empty_slot(true)],
+        io: IoLimits::default(),
     };
     let mut guest = Guest::boot(paths, host, kvm, plan, Console::default(), &mut Timing::default()).await?;
     // A guest that has just failed says why below.

@@ -31,7 +31,7 @@ impl Machine {
     /// [`MachineError`]; nothing is left then.
     pub fn new(config: MachineConfig) -> Result<Self, MachineError> {
         let vm = parts::vm(&config.kvm, memory::create(config.memory_bytes)?)?;
-        let devices = Devices::new(&vm, config.disks, config.listeners)?;
+        let devices = Devices::new(&vm, config.disks, &config.io, config.listeners)?;
         let slots = devices.transports.len();
         let serial = SerialPort::new(parts::serial_interrupt(&vm)?, config.console);
         let bus = Arc::new(Bus::new(serial, devices.transports));

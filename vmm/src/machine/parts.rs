@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use brig_protocol::vmm::IoLimits;
 use kvm_ioctls::Kvm;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -10,7 +11,7 @@ use crate::{
     config::Slot,
     devices::virtio::{
         SharedDevice, VirtioDevice,
-        block::Block,
+        block::{Block, throttle::Throttle},
         entropy::Entropy,
         interrupt::Interrupt,
         mmio::{MmioTransport, QUEUE_NOTIFY},
@@ -42,16 +43,18 @@ pub(super) struct Devices {
 }
 
 impl Devices {
-    /// Makes them, in the order of their slots: `disks`, vsock with `listeners`, entropy.
+    /// Makes them, in the order of their slots: `disks`, as fast as `io` says, vsock with `listeners`, entropy.
     pub fn new(
         vm: &Vm,
         disks: Vec<Slot>,
+        io: &IoLimits,
         listeners: Vec<(u32, std::os::fd::OwnedFd)>,
     ) -> Result<Self, MachineError> {
         let mut attacher = Attacher {
             vm,
             transports: Vec::new(),
         };
+        let throttle = Throttle::new(io);
         let mut disk_loop = EventLoop::new()?;
         let mut states = Vec::with_capacity(disks.len());
         for Slot { disk, shown_bytes } in disks {
@@ -60,7 +63,9 @@ impl Devices {
                 writable: disk.is_writable(),
             });
             attacher.attach(
-                Arc::new(Mutex::new(Block::showing(disk, shown_bytes))),
+                Arc::new(Mutex::new(
+                    Block::showing(disk, shown_bytes).throttled(throttle.clone()),
+                )),
                 &mut disk_loop,
             )?;
         }

@@ -99,7 +99,7 @@ impl Machine {
         };
         let vm = parts::vm(&config.kvm, memory)?;
         let disks = slots(config.disks, &state.disks);
-        let devices = Devices::new(&vm, disks, Vec::new())?;
+        let devices = Devices::new(&vm, disks, &config.io, Vec::new())?;
         let serial = SerialPort::restore(&state.serial, parts::serial_interrupt(&vm)?, config.console)
             .map_err(|_| RestoreError::Serial)?;
         let bus = Arc::new(Bus::new(serial, devices.transports));

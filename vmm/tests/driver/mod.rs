@@ -12,8 +12,8 @@ use brig_jail::spawn::{Process, Program};
 use brig_protocol::{
     channel::{self, ChannelError},
     vmm::{
-        BootConfig, Command, DiskConfig, Event, FdIndex, KvmKind, RejoinConfig, RestoreConfig, SavedStream,
-        SegmentConfig,
+        BootConfig, Command, DiskConfig, Event, FdIndex, IoLimits, KvmKind, RejoinConfig, RestoreConfig,
+        SavedStream, SegmentConfig,
     },
 };
 
@@ -126,6 +126,7 @@ impl Restored {
                 state: 2,
                 console: 3,
                 disks: Vec::new(),
+                io: IoLimits::default(),
                 streams: Vec::new(),
                 prefetch: None,
             },
@@ -190,6 +191,7 @@ impl Guest {
                 console: 0,
                 extra_command_line: String::new(),
                 disks: Vec::new(),
+                io: IoLimits::default(),
                 listeners: Vec::new(),
             },
             fds: vec![kvm.try_clone()?.into()],

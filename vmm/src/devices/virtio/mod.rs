@@ -20,7 +20,10 @@ pub mod mmio;
 pub mod vsock;
 pub mod wakers;
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Instant,
+};
 
 use rustix::event::epoll::EventFlags;
 use virtio_queue::{DescriptorChain, Queue, QueueT};
@@ -83,6 +86,11 @@ pub trait VirtioDevice: Send {
 
     /// The driver has put buffers into queue `queue`. May be called when the device is not active.
     fn queue_notified(&mut self, queue: usize);
+
+    /// Until when the device has put off what is in its first queue: that is notified then, unless it is earlier.
+    fn put_off(&self) -> Option<Instant> {
+        None
+    }
 
     /// A descriptor that the device registered under `token` is ready. May be called late, when the device has already
     /// closed it.

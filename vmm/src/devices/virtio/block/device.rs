@@ -1,14 +1,17 @@
 //! The device: takes requests from its one queue and carries each out before the next.
 
+use std::time::Instant;
+
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_WRITE_ZEROES,
 };
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::{
     disk::{Disk, SECTOR_BYTES, SEGMENT_ALIGNMENT},
-    request::{self, RANGE_SECTORS_MAX, RANGES_MAX},
+    request::{RANGE_SECTORS_MAX, RANGES_MAX, Request},
+    throttle::Throttle,
 };
 use crate::devices::virtio::{
     Activation, F_COMMON, VirtioDevice, chain::Chain, next_chain, read_config_bytes,
@@ -30,6 +33,9 @@ pub struct Block {
     disk: Disk,
     /// What the guest is told of its size.
     shown_bytes: u64,
+    throttle: Option<Throttle>,
+    /// When the queue is to be looked into again: its next request is above what the guest may do.
+    put_off: Option<Instant>,
     active: Option<Activation>,
 }
 
@@ -46,8 +52,16 @@ impl Block {
         Self {
             disk,
             shown_bytes,
+            throttle: None,
+            put_off: None,
             active: None,
         }
+    }
+
+    /// The same, no faster than `throttle` lets it be.
+    #[must_use]
+    pub fn throttled(self, throttle: Option<Throttle>) -> Self {
+        Self { throttle, ..self }
     }
 
     /// `struct virtio_blk_config` (virtio 1.2, 5.2.4).
@@ -102,9 +116,15 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         self.active = None;
+        self.put_off = None;
+    }
+
+    fn put_off(&self) -> Option<Instant> {
+        self.put_off
     }
 
     fn queue_notified(&mut self, _queue: usize) {
+        self.put_off = None;
         let Some(active) = &mut self.active else {
             return;
         };
@@ -113,9 +133,17 @@ impl VirtioDevice for Block {
         let mut left = queue.size();
         while let Some(descriptors) = next_chain(queue, memory) {
             let head = descriptors.head_index();
-            let written = Chain::new(memory, descriptors)
-                .and_then(|chain| request::execute(&self.disk, chain))
-                .unwrap_or(0);
+            let request = Chain::new(memory, descriptors).and_then(Request::new);
+            if let (Some(throttle), Ok(request)) = (&self.throttle, &request)
+                && let Some((direction, bytes)) = request.cost()
+                && let Err(until) = throttle.take(direction, bytes, Instant::now())
+            {
+                // It stays in the queue, where a save finds it. Those behind it wait too.
+                queue.go_to_previous_position();
+                self.put_off = Some(until);
+                break;
+            }
+            let written = request.map_or(0, |request| request.execute(&self.disk));
             if queue.add_used(memory, head, written).is_err() {
                 break;
             }
@@ -133,9 +161,10 @@ impl VirtioDevice for Block {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, io::Write, sync::Arc};
+    use std::{fs::File, io::Write, num::NonZeroU64, sync::Arc, time::Duration};
 
-    use virtio_bindings::bindings::virtio_ring::VRING_DESC_F_WRITE;
+    use brig_protocol::vmm::IoLimits;
+    use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
     use virtio_queue::{
         desc::{RawDescriptor, split::Descriptor},
         mock::MockSplitQueue,
@@ -286,6 +315,54 @@ mod tests {
         assert_eq!(run(&mut device, &memory, [13, 0], &chain), (1, IOERR));
         memory.write_obj([0u64, 8 | 2 << 32], GuestAddress(DATA)).unwrap();
         assert_eq!(run(&mut device, &memory, [11, 0], &chain), (1, UNSUPPORTED));
+    }
+
+    #[test]
+    fn a_request_above_the_limit_stays_in_the_queue_until_its_time() {
+        let memory = memory::create(1 << 20).unwrap();
+        let limits = IoLimits {
+            read_operations: NonZeroU64::new(20),
+            ..IoLimits::default()
+        };
+        let disk = Disk::writable(file(&[7; 4096]), 4096);
+        let mut device = Block::new(disk).throttled(Throttle::new(&limits));
+        memory.write_obj([IN, 0], GuestAddress(HEADER)).unwrap();
+        let ring = MockSplitQueue::new(&*memory, 64);
+        let next = VRING_DESC_F_NEXT as u16;
+        let chain = [(HEADER, 16, next), (DATA, 512, WRITE | next), (STATUS, 1, WRITE)];
+        let chains: Vec<_> = (0..10)
+            .flat_map(|index| {
+                chain
+                    .into_iter()
+                    .zip(1..)
+                    .map(move |((address, bytes, flags), place)| {
+                        RawDescriptor::from(Descriptor::new(address, bytes, flags, index * 3 + place))
+                    })
+            })
+            .collect();
+        ring.build_multiple_desc_chains(&chains).unwrap();
+        device.activate(Activation {
+            memory: Arc::clone(&memory),
+            queues: vec![ring.create_queue().unwrap()],
+            interrupt: Arc::new(Interrupt::new().unwrap()),
+            wakers: Arc::default(),
+        });
+        let began = Instant::now();
+        let mut rounds = 0;
+        device.queue_notified(0);
+        assert!(ring.used().idx().load() < 10);
+        while let Some(until) = device.put_off() {
+            // What has not been taken is where a save finds it.
+            let taken = device.queues().unwrap()[0].next_avail();
+            assert_eq!(taken, ring.used().idx().load());
+            std::thread::sleep(until.saturating_duration_since(Instant::now()));
+            device.queue_notified(0);
+            rounds += 1;
+        }
+        assert_eq!(ring.used().idx().load(), 10);
+        // Ten at 20 a second, of which those of 100 ms and one more were done at once.
+        assert!(began.elapsed() >= Duration::from_millis(300), "{rounds}");
+        device.reset();
     }
 
     #[test]

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | [`disk`] | the host's side: one file, or several one after the other |
 //! | [`request`] | one request: its header, its data, its status |
+//! | [`throttle`] | how fast requests are carried out |
 //! | [`device`] | the queue |
 
 mod device;
 pub mod disk;
 pub mod request;
+pub mod throttle;
 
 pub use device::Block;
 pub use disk::Disk;

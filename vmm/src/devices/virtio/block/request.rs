@@ -9,7 +9,10 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 use vm_memory::ByteValued;
 
-use super::disk::{Disk, SECTOR_BYTES};
+use super::{
+    disk::{Disk, SECTOR_BYTES},
+    throttle::Direction,
+};
 use crate::devices::virtio::chain::{Buffers, Chain, ChainError};
 
 /// Bytes of the answer to `GET_ID` (`VIRTIO_BLK_ID_BYTES`).
@@ -65,24 +68,65 @@ impl From<ChainError> for Failure {
     }
 }
 
-/// Carries out the request in `chain` and writes its status; returns the bytes that were written to its buffers.
-///
-/// # Errors
-/// [`ChainError::TooShort`] when there is no room for a status.
-pub fn execute(disk: &Disk, mut chain: Chain<'_>) -> Result<u32, ChainError> {
-    let status = chain.writable.split_off_back(1)?;
-    let (code, written) = match perform(disk, chain.readable, chain.writable) {
-        Ok(written) => (VIRTIO_BLK_S_OK, written),
-        Err(Failure::Io) => (VIRTIO_BLK_S_IOERR, 0),
-        Err(Failure::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
-    };
-    status.write(&[code as u8]);
-    Ok(written.saturating_add(1))
+/// A request, read once: the guest may write to its header meanwhile.
+#[derive(Debug)]
+pub struct Request<'m> {
+    header: Result<Header, ChainError>,
+    readable: Buffers<'m>,
+    writable: Buffers<'m>,
+    status: Buffers<'m>,
+}
+
+impl<'m> Request<'m> {
+    /// The request in `chain`.
+    ///
+    /// # Errors
+    /// [`ChainError::TooShort`] when there is no room for a status.
+    pub fn new(mut chain: Chain<'m>) -> Result<Self, ChainError> {
+        let status = chain.writable.split_off_back(1)?;
+        Ok(Self {
+            header: chain.readable.take(),
+            readable: chain.readable,
+            writable: chain.writable,
+            status,
+        })
+    }
+
+    /// What it makes a disk do: which way, and how many bytes. `None` for one that costs nothing.
+    pub fn cost(&self) -> Option<(Direction, u64)> {
+        match self.header.ok()?.kind {
+            VIRTIO_BLK_T_IN => Some((Direction::Read, self.writable.len() as u64)),
+            VIRTIO_BLK_T_OUT => Some((Direction::Write, self.readable.len() as u64)),
+            VIRTIO_BLK_T_FLUSH | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
+                Some((Direction::Write, 0))
+            }
+            _ => None,
+        }
+    }
+
+    /// Carries it out and writes its status; returns the bytes that were written to its buffers.
+    pub fn execute(self, disk: &Disk) -> u32 {
+        let performed = self
+            .header
+            .map_err(Failure::from)
+            .and_then(|header| perform(disk, header, self.readable, self.writable));
+        let (code, written) = match performed {
+            Ok(written) => (VIRTIO_BLK_S_OK, written),
+            Err(Failure::Io) => (VIRTIO_BLK_S_IOERR, 0),
+            Err(Failure::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
+        };
+        self.status.write(&[code as u8]);
+        written.saturating_add(1)
+    }
 }
 
 /// Returns the bytes that were written to `writable`.
-fn perform(disk: &Disk, mut readable: Buffers<'_>, writable: Buffers<'_>) -> Result<u32, Failure> {
-    let header: Header = readable.take()?;
+fn perform(
+    disk: &Disk,
+    header: Header,
+    readable: Buffers<'_>,
+    writable: Buffers<'_>,
+) -> Result<u32, Failure> {
     match header.kind {
         VIRTIO_BLK_T_IN => {
             let bytes = whole_sectors(&writable)?;
