@@ -264,6 +264,7 @@ mod tests {
             kernel: "6.12".into(),
             origin: Origin::Template,
             workarounds: true,
+            unconfined: None,
         };
         let sandbox = Sandbox {
             config: config(SandboxId::random().unwrap(), "web".into()),

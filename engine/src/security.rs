@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use crate::{Error, sandbox::Sandbox};
+use crate::{Error, cell::cgroups, sandbox::Sandbox};
 
 /// The namespaces that a process of brig's can be alone in.
 const NAMESPACES: [&str; 7] = ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"];
@@ -48,7 +48,7 @@ pub fn security(sandbox: &Sandbox) -> Result<Value, Error> {
         "Namespaces": namespaces(&vmm, &supervisor),
         "Root": vmm.root(),
         "Limits": limits(&vmm),
-        "Cgroup": vmm.cgroup(&supervisor),
+        "Cgroup": vmm.cgroup(&supervisor, sandbox.state.unconfined.as_deref()),
         "Threads": vmm.threads(),
         // A domain is visible to no process outside of it.
         "Landlock": Value::Null,
@@ -98,14 +98,19 @@ impl Process {
         json!({ "Mounts": mounts })
     }
 
-    fn cgroup(&self, other: &Self) -> Value {
+    fn cgroup(&self, other: &Self, why_not: Option<&str>) -> Value {
         let (Ok(own), Ok(others)) = (self.read("cgroup"), other.read("cgroup")) else {
             return Value::Null;
         };
+        let held = cgroups::in_force(&own);
         json!({
             "Paths": own.lines().collect::<Vec<_>>(),
             // In that of its supervisor it has the limits of whoever started brig, and none of its own.
             "OwnLimits": own != others,
+            "Reason": why_not,
+            "MemoryBytes": held.memory,
+            "Cpus": held.cpus,
+            "Pids": held.pids,
         })
     }
 

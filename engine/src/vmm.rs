@@ -12,6 +12,7 @@ use std::{
     path::PathBuf,
     process::ExitStatus,
     rc::Rc,
+    thread,
     time::Duration,
 };
 
@@ -24,12 +25,13 @@ use brig_protocol::{
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     io::{Interest, unix::AsyncFd},
+    sync::oneshot,
     task::JoinHandle,
     time::timeout,
 };
 
 pub use self::process::Process;
-use crate::{cell::Cgroups, console::Console};
+use crate::{Error, SandboxId, cell::Cgroups, console::Console, error::chain, sandbox::config::Limits};
 
 /// How long a VMM that has said its last word may take to end by itself.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
@@ -187,6 +189,8 @@ pub struct Vmm {
     is_cell: bool,
     /// The cgroups that it is in. They go after the process: one that is not empty stays.
     cgroups: Option<Cgroups>,
+    /// Those that it is being put into.
+    entering: Option<oneshot::Receiver<Result<Option<Cgroups>, Error>>>,
 }
 
 impl Vmm {
@@ -206,6 +210,7 @@ impl Vmm {
             process,
             is_cell: false,
             cgroups: None,
+            entering: None,
         })
     }
 
@@ -221,6 +226,37 @@ impl Vmm {
     /// Removes these when it is gone.
     pub(crate) fn keep(&mut self, cgroups: Cgroups) {
         self.cgroups = Some(cgroups);
+    }
+
+    /// Has it enter cgroups of the sandbox `id` with these limits, in a thread of its own: the kernel takes a while for that.
+    pub(crate) fn confine(&mut self, id: &SandboxId, limits: Limits) {
+        let Some(pid) = self.pid() else { return };
+        let id = id.clone();
+        let (done, entering) = oneshot::channel();
+        let enter = move || {
+            let entered = Cgroups::create(&id, &limits, &[]).and_then(|cgroups| {
+                cgroups.as_ref().map_or(Ok(()), |cgroups| cgroups.enter(pid))?;
+                Ok(cgroups)
+            });
+            // Nobody waits for one that has been given up.
+            let _ = done.send(entered);
+        };
+        if thread::Builder::new().name("cgroups".into()).spawn(enter).is_ok() {
+            self.entering = Some(entering);
+        }
+    }
+
+    /// Waits until it is in its cgroups, and says why it is in none.
+    pub(crate) async fn confined(&mut self) -> Option<String> {
+        let entering = self.entering.take()?;
+        match entering.await {
+            Ok(Ok(cgroups)) => {
+                self.cgroups = cgroups;
+                None
+            }
+            Ok(Err(e)) => Some(chain(&e)),
+            Err(_) => Some("the thread that makes them has ended".to_owned()),
+        }
     }
 
     /// Whether it is a brig-cell.

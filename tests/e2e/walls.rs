@@ -1,6 +1,8 @@
 //! The wall inside of the guest: what an image's process may and may not do there. And the one around the hypervisor, as the
 //! kernel tells it.
 
+use std::path::{Path, PathBuf};
+
 use brig_tests::{
     brig::Brig,
     machine::{self, Need},
@@ -96,6 +98,38 @@ fn the_process_has_dockers_walls_around_it() {
     brig.assert_nothing_left();
 }
 
+/// The directories of the cgroups that a hypervisor has for itself, once what they hold it to is looked at. A host that lets this user
+/// make none says why.
+fn cgroups(found: &Value) -> Vec<PathBuf> {
+    let cgroup = &found["Cgroup"];
+    if cgroup["OwnLimits"] != true {
+        let reason = cgroup["Reason"].as_str().unwrap_or_default();
+        assert!(reason.contains("cgroup"), "{cgroup}");
+        let root = Path::new("/sys/fs/cgroup");
+        let has_some = root.join("memory").exists() || root.join("cgroup.controllers").exists();
+        assert!(!(machine::is_root() && has_some), "{cgroup}");
+        return Vec::new();
+    }
+    assert_eq!(cgroup["MemoryBytes"], (512 + 8 + 256) << 20, "{cgroup}");
+    assert_eq!(
+        (&cgroup["Cpus"], &cgroup["Pids"]),
+        (&3.0.into(), &41.into()),
+        "{cgroup}"
+    );
+    let id = found["Id"].as_str().expect("an id");
+    let lines = cgroup["Paths"].as_array().expect("a list").iter();
+    let own = lines.filter_map(|line| {
+        let mut fields = line.as_str()?.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let mount = Path::new("/sys/fs/cgroup").join(controllers.split(',').next()?);
+        path.contains(id)
+            .then(|| mount.join(path.trim_start_matches('/')))
+    });
+    let own: Vec<PathBuf> = own.collect();
+    assert!(!own.is_empty() && own.iter().all(|path| path.exists()), "{own:?}");
+    own
+}
+
 fn the_hypervisor_is_walled_off_too() {
     let brig = Brig::new();
     brig.welcome("walled", &["--cpus", "2"]);
@@ -129,6 +163,7 @@ fn the_hypervisor_is_walled_off_too() {
         assert_ne!(found["Uid"], 0);
         assert_eq!(found["Groups"].as_array().map(Vec::len), Some(0));
     }
+    let groups = cgroups(&found);
     // KVM has a thread of its own in the process, which never leaves the kernel (arch/x86/kvm/mmu/mmu.c).
     let name = |thread: &Value| thread["Name"].as_str().unwrap_or_default().to_owned();
     let mut threads = found["Threads"].as_array().expect("a list").clone();
@@ -145,6 +180,9 @@ fn the_hypervisor_is_walled_off_too() {
         );
     }
     brig.ok(&["rm", "-f", "walled", "other"]);
+    for group in groups {
+        assert!(!group.exists(), "{} is left", group.display());
+    }
     let error = brig.fails(1, &["inspect", "--security", "walled"]);
     assert!(error.contains("no such sandbox"), "{error}");
     brig.assert_nothing_left();

@@ -175,9 +175,8 @@ impl Registry {
     pub fn remove(&self, id: &SandboxId, _held: &Lock) -> Result<(), Error> {
         let path = self.directory.join(id.as_str());
         let hidden = self.directory.join(format!("{HIDDEN}removed-{id}"));
-        if path.join("layer").exists() {
-            cgroups::forget(id);
-        }
+        // What a killed supervisor has left of them.
+        cgroups::forget(id);
         let config = self.directory(id).read_config();
         let removed = claim(&path).and_then(|_claimed| {
             fs::rename(&path, &hidden)?;
@@ -421,6 +420,7 @@ mod tests {
             kernel: String::new(),
             origin: Origin::Boot,
             workarounds: false,
+            unconfined: None,
         };
         let lock = Lock::try_take(&directory.lock()).unwrap().unwrap();
         directory

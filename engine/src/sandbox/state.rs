@@ -65,6 +65,9 @@ pub struct State {
     /// Whether workarounds for an emulated KVM are active in its VMM, while it runs.
     #[serde(default)]
     pub workarounds: Option<bool>,
+    /// Why its VMM is in no cgroups of its own, while it runs.
+    #[serde(default)]
+    pub unconfined: Option<String>,
     /// What its health checks have found, since it was started last.
     #[serde(default)]
     pub health: Option<Health>,
@@ -86,6 +89,7 @@ impl State {
             kernel: None,
             origin: None,
             workarounds: None,
+            unconfined: None,
             health: None,
         }
     }
@@ -115,6 +119,7 @@ impl State {
             kernel: Some(live.kernel),
             origin: Some(live.origin),
             workarounds: Some(live.workarounds),
+            unconfined: live.unconfined,
             health: None,
         }
     }
@@ -163,6 +168,7 @@ impl State {
             kernel: None,
             origin: None,
             workarounds: None,
+            unconfined: None,
             ..self.clone()
         }
     }
@@ -183,6 +189,8 @@ pub struct Live {
     pub origin: Origin,
     /// Whether workarounds for an emulated KVM are active.
     pub workarounds: bool,
+    /// Why the VMM is in no cgroups of its own.
+    pub unconfined: Option<String>,
 }
 
 #[cfg(test)]
@@ -200,6 +208,7 @@ mod tests {
             kernel: "6.12".into(),
             origin: Origin::Template,
             workarounds: true,
+            unconfined: None,
         };
         State::created().running(Timestamp::UNIX_EPOCH, live)
     }
@@ -251,6 +260,7 @@ mod tests {
             kernel: String::new(),
             origin: Origin::Boot,
             workarounds: false,
+            unconfined: None,
         };
         let state = failed.running(Timestamp::UNIX_EPOCH, live);
         assert_eq!((state.exit_code, state.error), (0, None));

@@ -13,12 +13,12 @@ use std::{
 use brig_protocol::vmm::Command;
 
 use crate::{
-    Error, Paths,
-    cell::HostIds,
+    Error, Paths, SandboxId,
+    cell::{HostIds, cgroups::limits_of_vmm},
     guest::Saved,
     host::Host,
     kvm,
-    sandbox::Config,
+    sandbox::{Config, config::Limits},
     template::{Cache, Found, Ingredients, Shape},
     vmm::{Spawn, Vmm, VmmError},
 };
@@ -68,6 +68,8 @@ pub(super) struct Ahead<'a> {
     host: &'a dyn Host,
     vmm: RefCell<Option<Vmm>>,
     cell: RefCell<Option<Vmm>>,
+    /// What each VMM is held to, once that is known.
+    limits: RefCell<Option<(SandboxId, Limits)>>,
 }
 
 impl<'a> Ahead<'a> {
@@ -77,6 +79,7 @@ impl<'a> Ahead<'a> {
             host,
             vmm: RefCell::new(host.spawn().ok()),
             cell: RefCell::new(None),
+            limits: RefCell::new(None),
         }
     }
 
@@ -86,11 +89,21 @@ impl<'a> Ahead<'a> {
             host,
             vmm: RefCell::new(None),
             cell: RefCell::new(host.spawn_cell().ok()),
+            limits: RefCell::new(None),
         }
     }
 }
 
 impl Ahead<'_> {
+    /// Holds the VMM in stock, and each that is started from now on, to what the guest of this sandbox can need.
+    pub fn confine(&self, config: &Config) {
+        let limits = limits_of_vmm(config);
+        if let Some(vmm) = &mut *self.vmm.borrow_mut() {
+            vmm.confine(&config.id, limits);
+        }
+        *self.limits.borrow_mut() = Some((config.id.clone(), limits));
+    }
+
     /// Has the VMM map the memory of the template for `shape`, which its guest is likely to be restored from. Whatever goes
     /// wrong is left for the start.
     pub async fn map(&self, paths: &Paths, shape: Shape) {
@@ -117,10 +130,14 @@ impl Ahead<'_> {
 
 impl Spawn for Ahead<'_> {
     fn spawn(&self) -> Result<Vmm, VmmError> {
-        match self.vmm.take() {
-            Some(vmm) => Ok(vmm),
-            None => self.host.spawn(),
+        if let Some(vmm) = self.vmm.take() {
+            return Ok(vmm);
         }
+        let mut vmm = self.host.spawn()?;
+        if let Some((id, limits)) = &*self.limits.borrow() {
+            vmm.confine(id, *limits);
+        }
+        Ok(vmm)
     }
 }
 

@@ -167,7 +167,8 @@ impl<'a> Life<'a> {
                 return (End::Failed { code, message }, None);
             }
         };
-        let forwarding = match self.enter_running(&guest, listeners) {
+        let unconfined = guest.vmm.confined().await;
+        let forwarding = match self.enter_running(&guest, listeners, unconfined) {
             Ok(forwarding) => forwarding,
             Err(e) => {
                 guest.vmm.start_kill();
@@ -205,6 +206,7 @@ impl<'a> Life<'a> {
         &self,
         guest: &Guest,
         listeners: Vec<ports::Listener>,
+        unconfined: Option<String>,
     ) -> Result<ports::Forwarding, Error> {
         let live = Live {
             supervisor_pid: std::process::id(),
@@ -213,6 +215,7 @@ impl<'a> Life<'a> {
             kernel: guest.kernel.clone(),
             origin: self.timing.origin.unwrap_or(Origin::Boot),
             workarounds: self.timing.workarounds,
+            unconfined,
         };
         let mut state = self.directory.read_state()?.running(Timestamp::now(), live);
         state.health = self.config.health.as_ref().map(|_| Health::starting());

@@ -51,7 +51,8 @@ use self::{
 };
 pub(crate) use self::{enter::make_layer, start::Streams};
 use crate::{
-    Error, Paths, SandboxId,
+    Error, Isolation, Paths, SandboxId,
+    cell::cgroups,
     clock::monotonic_ns,
     control::{self, Exit, FRAME_BYTES, REQUEST_BYTES, Reply, SavedSandbox},
     error::{CODE_BRIG, chain},
@@ -69,6 +70,10 @@ const ORDERS: usize = 16;
 
 /// How long replies may take to reach clients that only wait; attached clients get the time that they need.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// How often, and after what rests, it is looked whether the cgroups of a sandbox that has ended are empty.
+const EMPTY_ROUNDS: usize = 50;
+const EMPTY_REST: Duration = Duration::from_millis(10);
 
 /// What clients want of the guest.
 #[derive(Debug)]
@@ -227,6 +232,9 @@ async fn supervise(paths: &Paths, id: &SandboxId, likely: Likely, starter: UnixS
         control,
         output,
     } = prepared;
+    if config.isolation == Isolation::Vm {
+        host.confine(&config);
+    }
     let (orders, order_queue) = mpsc::channel(ORDERS);
     let (phase, watched) = watch::channel(Phase::Starting(None));
     let stdin_once = config.stdin_once && !config.tty;
@@ -249,6 +257,13 @@ async fn supervise(paths: &Paths, id: &SandboxId, likely: Likely, starter: UnixS
     // The kernel takes the guest down meanwhile.
     if let Some(mut vmm) = vmm {
         vmm.kill().await;
+    }
+    // One that was given up while it was put into them ends by itself.
+    for _ in 0..EMPTY_ROUNDS {
+        if cgroups::forget(id) {
+            break;
+        }
+        tokio::time::sleep(EMPTY_REST).await;
     }
     drop(lock);
     phase.send_replace(Phase::Over(farewell(end)));
