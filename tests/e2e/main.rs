@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod compare;
 mod container;
 mod copies;
 mod crash;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
     let all = [
         start_time::TESTS,
         bad_input::TESTS,
+        compare::TESTS,
         container::TESTS,
         container::SHARED,
         copies::TESTS,

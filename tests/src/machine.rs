@@ -19,7 +19,9 @@ pub enum Need {
     Root,
     /// Root, and a kernel with what containers are made of.
     Containers,
-    /// The same, and the programs with which users get subordinate ids.
+    /// The same, and a usable `/dev/kvm`.
+    KvmAndContainers,
+    /// Root, a kernel with what containers are made of, and the programs with which users get subordinate ids.
     ContainersOfUsers,
     /// Programs of the host, by their names.
     Programs(&'static [&'static str]),
@@ -70,6 +72,7 @@ impl Need {
             Self::ContainersOfUsers => root()
                 .or_else(no_containers)
                 .or_else(|| programs(&["newuidmap", "newgidmap", "setpriv", "unshare"])),
+            Self::KvmAndContainers => kvm().or_else(root).or_else(no_containers),
             Self::KvmAndRoot => kvm().or_else(root),
             Self::Programs(names) => programs(names),
             Self::Registry => registry(),
@@ -111,7 +114,7 @@ pub fn is_rig() -> bool {
 }
 
 /// Whether KVM interprets the guest's kernel here, as brig says.
-fn is_emulated() -> bool {
+pub fn is_emulated() -> bool {
     let info = std::process::Command::new(brig())
         .args(["system", "info"])
         .output();
