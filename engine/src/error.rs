@@ -161,6 +161,9 @@ pub enum Error {
     /// The host does not let a cgroup hold a process to limits.
     #[error("limits need a cgroup that can be written: {0}")]
     Cgroup(String),
+    /// The supervisor could not give up what it does not need.
+    #[error("cannot wall off the supervisor")]
+    Walls(#[from] brig_jail::WallError),
     /// No number of CPUs.
     #[error("invalid number of CPUs {0:?}: from 0.01 to {VCPUS_MAX}")]
     InvalidCpus(String),

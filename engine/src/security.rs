@@ -39,6 +39,7 @@ pub fn security(sandbox: &Sandbox) -> Result<Value, Error> {
         "Id": sandbox.config.id.as_str(),
         "SupervisorPid": sandbox.state.supervisor_pid,
         "VmmPid": sandbox.state.vmm_pid,
+        "Supervisor": supervisor.own_walls(),
         "Uid": status.number("Uid:"),
         "Gid": status.number("Gid:"),
         "Groups": status.words("Groups:"),
@@ -111,6 +112,20 @@ impl Process {
             "MemoryBytes": held.memory,
             "Cpus": held.cpus,
             "Pids": held.pids,
+        })
+    }
+
+    /// What it has given up.
+    fn own_walls(&self) -> Value {
+        let Ok(status) = self.read("status") else {
+            return Value::Null;
+        };
+        let status = Fields(&status);
+        json!({
+            "Uid": status.number("Uid:"),
+            "Capabilities": capabilities(&status),
+            "NoNewPrivs": status.number("NoNewPrivs:").map(|value| value == 1),
+            "Threads": self.threads(),
         })
     }
 

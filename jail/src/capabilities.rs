@@ -73,6 +73,35 @@ pub fn drop_all() -> Result<(), WallError> {
     set_capabilities(None, none).step("give up all capabilities")
 }
 
+/// Gives up all capabilities but these, in every set. A process that has none has nothing to give up.
+///
+/// # Errors
+/// [`WallError`].
+pub fn keep(wanted: &[CapabilitySet]) -> Result<(), WallError> {
+    let now = capabilities(None).step("read the capabilities")?;
+    let wanted = wanted.iter().fold(CapabilitySet::empty(), |all, &one| all | one);
+    if now.effective.contains(CapabilitySet::SETPCAP) {
+        for number in 0..=HIGHEST {
+            let one = CapabilitySet::from_bits_retain(1 << number);
+            if wanted.contains(one) {
+                continue;
+            }
+            match remove_capability_from_bounding_set(one) {
+                Ok(()) => {}
+                // The kernel has no such capability, and none with a higher number.
+                Err(rustix::io::Errno::INVAL) => break,
+                result => result.step("give up a capability for good")?,
+            }
+        }
+    }
+    let kept = CapabilitySets {
+        effective: now.effective & wanted,
+        permitted: now.permitted & wanted,
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, kept).step("give up capabilities")
+}
+
 /// Whether this process has any capability.
 ///
 /// # Errors

@@ -33,6 +33,8 @@ pub enum Arguments {
     OneOf(u8, &'static [u32]),
     /// The argument of this number has none of these bits.
     Without(u8, u32),
+    /// The argument of this number has none of these values.
+    NoneOf(u8, &'static [u32]),
     /// The two arguments are one of these pairs.
     Pairs(u8, u8, &'static [(u32, u32)]),
 }
@@ -89,6 +91,30 @@ impl Filter {
         Ok(Self(vec![main]))
     }
 
+    /// Compiles a list of what kills; everything else is allowed. For a process whose children need what it does not. On a kernel with
+    /// the x32 interface its numbers are on the list too.
+    ///
+    /// # Errors
+    /// As [`Filter::allowing`].
+    pub fn killing(calls: &[Call]) -> Result<Self, WallError> {
+        let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = BTreeMap::new();
+        for call in calls {
+            let mut some = Vec::new();
+            for one in conditions(call.arguments).unwrap_or_default() {
+                some.push(
+                    one.and_then(SeccompRule::new)
+                        .map_err(io::Error::other)
+                        .step("compile a filter")?,
+                );
+            }
+            for number in numbers(call.number) {
+                rules.insert(number, some.clone());
+            }
+        }
+        let main = compile(rules, SeccompAction::Allow, SeccompAction::KillProcess)?;
+        Ok(Self(vec![main]))
+    }
+
     /// Has a call that is on the list fail as on a kernel that does not have it, so that the C library takes an older one,
     /// whose arguments can be looked at.
     ///
@@ -137,6 +163,12 @@ fn conditions(arguments: Arguments) -> Option<Conditions> {
     Some(match arguments {
         Arguments::Any => return None,
         Arguments::OneOf(index, values) => values.iter().map(|&value| Ok(vec![is(index, value)?])).collect(),
+        Arguments::NoneOf(index, values) => {
+            let differs = |&value: &u32| {
+                SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, value.into())
+            };
+            vec![values.iter().map(differs).collect()]
+        }
         Arguments::Without(index, bits) => vec![without(index, bits).map(|one| vec![one])],
         Arguments::Pairs(first, second, pairs) => pairs
             .iter()
@@ -158,6 +190,22 @@ fn compile(
         .and_then(BpfProgram::try_from)
         .map_err(io::Error::other)
         .step("compile a filter of system calls")
+}
+
+/// The numbers that a call has: x86 may have another interface, with numbers of its own (arch/x86/entry/syscalls/syscall_64.tbl).
+fn numbers(number: c_long) -> Vec<c_long> {
+    const X32: c_long = 1 << 30;
+    if cfg!(not(target_arch = "x86_64")) {
+        return vec![number];
+    }
+    let other = match number {
+        libc::SYS_ptrace => 521,
+        libc::SYS_kexec_load => 528,
+        libc::SYS_process_vm_readv => 539,
+        libc::SYS_process_vm_writev => 540,
+        same => same,
+    };
+    vec![number, other + X32]
 }
 
 /// How many system calls a list allows.
@@ -273,6 +321,29 @@ mod tests {
         };
         assert_eq!(ends(&filter, || advise(0, 4)), Ok(0));
         assert_eq!(ends(&filter, || advise(0, 5)), Err(libc::SIGSYS));
+    }
+
+    #[test]
+    fn a_list_of_what_kills_leaves_the_rest() {
+        let filter = Filter::killing(&[
+            any(libc::SYS_getppid, "test"),
+            checked(
+                libc::SYS_fcntl,
+                Arguments::NoneOf(1, &[libc::F_GETFL as u32, libc::F_GETFD as u32]),
+                "test",
+            ),
+        ])
+        .unwrap();
+        assert_eq!(ends(&filter, || fcntl(libc::F_GETFL)), Ok(0));
+        assert_eq!(ends(&filter, || fcntl(libc::F_GETFD)), Ok(0));
+        assert_eq!(ends(&filter, || fcntl(libc::F_DUPFD)), Err(libc::SIGSYS));
+        // SAFETY: they take nothing.
+        assert_eq!(ends(&filter, || i32::from(unsafe { libc::getpid() } < 1)), Ok(0));
+        // SAFETY: as above.
+        assert_eq!(ends(&filter, || unsafe { libc::getppid() }), Err(libc::SIGSYS));
+        // SAFETY: as above; the number is that of the x32 interface.
+        let x32 = || unsafe { libc::syscall(libc::SYS_getppid | 1 << 30) as i32 };
+        assert_eq!(ends(&filter, x32), Err(libc::SIGSYS));
     }
 
     #[test]

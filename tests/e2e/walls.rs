@@ -163,6 +163,15 @@ fn the_hypervisor_is_walled_off_too() {
         assert_ne!(found["Uid"], 0);
         assert_eq!(found["Groups"].as_array().map(Vec::len), Some(0));
     }
+    let supervisor = &found["Supervisor"];
+    assert_eq!(supervisor["NoNewPrivs"], true, "{supervisor:#}");
+    // SETUID, SETGID, KILL, DAC_OVERRIDE, FOWNER, NET_BIND_SERVICE.
+    let kept = supervisor["Capabilities"]["Effective"].as_str().expect("a set");
+    let kept = u64::from_str_radix(kept, 16).expect("a number");
+    assert_eq!(kept & !0x4ea, 0, "{kept:x}");
+    for thread in supervisor["Threads"].as_array().expect("a list") {
+        assert_eq!(thread["Seccomp"], "filter", "{thread}");
+    }
     let groups = cgroups(&found);
     // KVM has a thread of its own in the process, which never leaves the kernel (arch/x86/kvm/mmu/mmu.c).
     let name = |thread: &Value| thread["Name"].as_str().unwrap_or_default().to_owned();

@@ -194,3 +194,86 @@ fn wait_until(next: Instant, timeout: Option<&Timespec>) -> Timespec {
         _ => left,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, num::NonZeroU64, sync::Mutex};
+
+    use brig_protocol::vmm::IoLimits;
+    use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+    use virtio_queue::{
+        desc::{RawDescriptor, split::Descriptor},
+        mock::MockSplitQueue,
+    };
+    use vm_memory::{Bytes, GuestAddress};
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    use super::*;
+    use crate::{
+        devices::virtio::{
+            Activation, VirtioDevice,
+            block::{Block, Disk, throttle::Throttle},
+            interrupt::Interrupt,
+        },
+        memory,
+    };
+
+    const REQUESTS: u16 = 8;
+
+    /// A driver's request for a sector, so many times.
+    fn requests() -> Vec<RawDescriptor> {
+        let (next, write) = (VRING_DESC_F_NEXT as u16, VRING_DESC_F_WRITE as u16);
+        let chain = [
+            (0x1_0000, 16, next),
+            (0x2_0000, 512, write | next),
+            (0x3_0000, 1, write),
+        ];
+        (0..REQUESTS)
+            .flat_map(|index| {
+                chain
+                    .into_iter()
+                    .zip(1..)
+                    .map(move |((address, bytes, flags), place)| {
+                        RawDescriptor::from(Descriptor::new(address, bytes, flags, index * 3 + place))
+                    })
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_disk_that_is_put_off_holds_up_no_other_and_goes_on_by_itself() {
+        let memory = memory::create(1 << 20).unwrap();
+        memory.write_obj([0u64; 2], GuestAddress(0x1_0000)).unwrap();
+        let rings = [0, 0x8000].map(|at| MockSplitQueue::create(&*memory, GuestAddress(at), 32));
+        let mut events = EventLoop::new().unwrap();
+        let limits = IoLimits {
+            read_operations: NonZeroU64::new(40),
+            ..IoLimits::default()
+        };
+        for (ring, throttle) in rings.iter().zip([Throttle::new(&limits), None]) {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&[1; 4096]).unwrap();
+            let mut disk = Block::new(Disk::writable(file, 4096)).throttled(throttle);
+            ring.build_multiple_desc_chains(&requests()).unwrap();
+            disk.activate(Activation {
+                memory: Arc::clone(&memory),
+                queues: vec![ring.create_queue().unwrap()],
+                interrupt: Arc::new(Interrupt::new().unwrap()),
+                wakers: Arc::default(),
+            });
+            let event = EventFd::new(EFD_NONBLOCK).unwrap();
+            event.write(1).unwrap();
+            events.add(Arc::new(Mutex::new(disk)), vec![event]).unwrap();
+        }
+        let gate = Gate::default();
+        let done = || rings.each_ref().map(|ring| ring.used().idx().load());
+        assert!(events.serve(None, &gate));
+        let [slow, fast] = done();
+        assert_eq!(fast, REQUESTS);
+        assert!((1..REQUESTS).contains(&slow), "{slow}");
+        // Nobody notifies it again: it is its own time that it waits for.
+        while done()[0] < REQUESTS {
+            assert!(events.serve(None, &gate));
+        }
+    }
+}

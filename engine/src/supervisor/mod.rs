@@ -15,6 +15,7 @@
 //! | [`exec`] | further processes, each joined with a client's connection |
 //! | [`health`] | such a process from time to time, to find out whether the sandbox is well |
 //! | [`ports`] | published ports |
+//! | [`walls`] | what it gives up at its start |
 //!
 //! Everything runs in one thread.
 
@@ -30,6 +31,7 @@ mod resume;
 mod save;
 mod serve;
 mod start;
+mod walls;
 
 use std::{fs::OpenOptions, os::fd::OwnedFd, time::Duration};
 
@@ -134,6 +136,9 @@ pub fn main(
     let _ = rustix::process::setsid();
     let _ = rustix::process::chdir("/");
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    if matches!(likely, Likely::Vm(_)) {
+        walls::build()?;
+    }
     brig_image_store::removal::set_helper(crate::cell::empty);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
