@@ -306,7 +306,7 @@ fn full_disk(brig: &Brig, name: &str, _random: &mut Random) {
         return;
     }
     let script = r#"
-        "$0" run --name "$1" busybox sh -c 'dd if=/dev/zero of=/large bs=256k count=40 conv=fsync; echo wrote $?' 2>&1
+        "$0" run --name "$1" busybox sh -c 'dd if=/dev/zero of=/large bs=256k count=20 conv=fsync; echo wrote $?' 2>&1
         "$0" rm -f "$1" >/dev/null
         ls "$BRIG_ROOT/sandboxes"
     "#;
@@ -321,7 +321,7 @@ fn full_disk(brig: &Brig, name: &str, _random: &mut Random) {
         .env("BRIG_RUNTIME", brig.runtime())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    host::with_little_space(&mut command, &sandboxes, 8);
+    host::with_little_space(&mut command, &sandboxes, 4);
     let output = finish(command.spawn().expect("a shell"));
     assert!(
         !output.stdout.contains("wrote 0\n") && !output.stdout.contains("panicked"),

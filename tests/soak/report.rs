@@ -43,15 +43,23 @@ impl Host {
         files.retain(|path| path.extension().is_none_or(|extension| extension != "lock"));
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let mut cgroups = BTreeSet::new();
-        for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            for base in [controller.path(), controller.path().join("brig")] {
-                let children = fs::read_dir(base).into_iter().flatten().flatten();
-                cgroups.extend(
-                    children
-                        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-                        .map(|entry| entry.path()),
-                );
+        let mut bases = vec![PathBuf::from("/sys/fs/cgroup/brig")];
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        for line in own.lines() {
+            // `number:controllers:path` (cgroups(7)).
+            if let [_, controllers, path] = line.splitn(3, ':').collect::<Vec<_>>()[..] {
+                let mount = PathBuf::from("/sys/fs/cgroup").join(controllers);
+                bases.push(mount.join(path.trim_start_matches('/')).join("brig"));
             }
+        }
+        for base in bases {
+            let children = fs::read_dir(base).into_iter().flatten().flatten();
+            // One with a process in it is that of a sandbox that runs: another brig's, or found as a process.
+            let is_left = |path: &PathBuf| {
+                let inside = fs::read_to_string(path.join("cgroup.procs"));
+                inside.is_ok_and(|pids| pids.is_empty())
+            };
+            cgroups.extend(children.map(|entry| entry.path()).filter(is_left));
         }
         Self {
             files,
