@@ -108,6 +108,10 @@ lint:
 install: build
 	install -D -t $(DESTDIR)$(PREFIX)/bin build/bin/brig
 	install -D -t $(DESTDIR)$(PREFIX)/lib/brig $(addprefix $(BRIG_LIB)/,brig-supervisor brig-vmm brig-cell brig-registry brig-bench)
+	sed 's|/usr/local/bin/|$(PREFIX)/bin/|' dist/brig-restart.service | \
+		install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/lib/systemd/system/brig-restart.service
+	install -D -m 644 dist/brig-restart.service $(DESTDIR)$(PREFIX)/lib/systemd/user/brig-restart.service
+	sed -i 's|/usr/local/bin/|$(PREFIX)/bin/|' $(DESTDIR)$(PREFIX)/lib/systemd/user/brig-restart.service
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/brig $(BRIG_LIB)/vmlinux $(BRIG_LIB)/initrd.cpio $(addprefix $(BRIG_LIB)/,welcome.tar bench.tar)
 	[ ! -d build/share ] || { \
 		install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 build/share/man/man1/*.1 && \
@@ -118,6 +122,7 @@ install: build
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/brig
 	rm -rf $(DESTDIR)$(PREFIX)/lib/brig
+	rm -f $(DESTDIR)$(PREFIX)/lib/systemd/system/brig-restart.service $(DESTDIR)$(PREFIX)/lib/systemd/user/brig-restart.service
 	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/brig.1 $(DESTDIR)$(PREFIX)/share/man/man1/brig-*.1
 	rm -f $(DESTDIR)$(PREFIX)/share/bash-completion/completions/brig $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_brig
 	rm -f $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/brig.fish

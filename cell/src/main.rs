@@ -36,10 +36,15 @@ use std::{
 };
 
 use brig_agent::agent::clock_us;
+use brig_launcher::init;
 use brig_protocol::{channel, vmm::CHANNEL_FD};
 
 fn main() -> ExitCode {
     let began_us = clock_us();
+    let mut words = std::env::args_os();
+    if words.next().is_some_and(|name| name == init::NAME) {
+        return ExitCode::from(init::run(words) as u8);
+    }
     // SAFETY: the standard library has made sure that the descriptor is open, nothing in this process reads standard input,
     // and nothing else owns it.
     let channel = unsafe { OwnedFd::from_raw_fd(CHANNEL_FD) };

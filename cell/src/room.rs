@@ -4,9 +4,9 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use brig_launcher::mounts::{Reach, attach, new_tree, set_attributes};
-use brig_protocol::cell::IdMap;
+use brig_protocol::cell::{IdMap, RunJob};
 use rustix::{
-    fs::{CWD, Mode, OFlags, mkdirat, open, openat},
+    fs::{CWD, FileType, Mode, OFlags, fstat, mkdirat, open, openat},
     io::Errno,
     mount::{MountPropagationFlags, OpenTreeFlags, UnmountFlags, mount_change, open_tree, unmount},
     process::{chdir, chroot, fchdir, pivot_root, umask},
@@ -21,7 +21,7 @@ use crate::{
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
 /// Directories of the agent's own, see `brig_agent::process::Places`.
-const DIRECTORIES: [&str; 7] = ["dev", "disk", "files", "image", "proc", "root", "sys"];
+const DIRECTORIES: [&str; 8] = ["dev", "disk", "files", "image", "proc", "root", "sys", "volumes"];
 
 /// What of the host's files a cell needs: mounts that are attached nowhere. Made while the process is still who it was outside, as
 /// the ways there are for that user alone.
@@ -29,16 +29,23 @@ pub struct Parts {
     image: OwnedFd,
     layer: OwnedFd,
     devices: Vec<OwnedFd>,
+    /// The host's that this sandbox gets.
+    host_devices: Vec<OwnedFd>,
+    volumes: Vec<OwnedFd>,
 }
 
 impl Parts {
     /// Takes the directories and the devices.
-    pub fn take(image: &str, layer: &str) -> Result<Self, CellError> {
+    pub fn take(job: &RunJob) -> Result<Self, CellError> {
         let devices = DEVICES.iter().map(|name| clone(&format!("/dev/{name}")));
+        let host_devices = job.devices.iter().map(|path| clone(path));
+        let volumes = job.volumes.iter().map(|path| clone(path));
         Ok(Self {
-            image: clone(image)?,
-            layer: clone(layer)?,
+            image: clone(&job.image)?,
+            layer: clone(&job.layer)?,
             devices: devices.collect::<Result<_, _>>()?,
+            host_devices: host_devices.collect::<Result<_, _>>()?,
+            volumes: volumes.collect::<Result<_, _>>()?,
         })
     }
 }
@@ -113,10 +120,33 @@ fn build(parts: &Parts, top: &OwnedFd) -> Result<(), CellError> {
         .step("forbid devices in the writable layer")?;
     attach(&parts.layer, &at("disk")?).step("mount the writable layer")?;
     let dev = at("dev")?;
-    for (name, tree) in DEVICES.iter().zip(&parts.devices) {
+    let attach_device = |name: &str, tree| {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = openat(dev.as_fd(), *name, flags, Mode::from_raw_mode(0o600)).step("create a device")?;
-        attach(tree, &file).step(format!("bind /dev/{name}"))?;
+        let file = openat(dev.as_fd(), name, flags, Mode::from_raw_mode(0o600)).step("create a device")?;
+        attach(tree, &file).step(format!("bind /dev/{name}"))
+    };
+    for (name, tree) in DEVICES.iter().zip(&parts.devices) {
+        attach_device(name, tree)?;
+    }
+    if !parts.host_devices.is_empty() {
+        // HOST_DEVICES of the launcher's spec.
+        mkdirat(&dev, "host", Mode::from_raw_mode(0o755)).step("create /dev/host")?;
+    }
+    for (index, tree) in parts.host_devices.iter().enumerate() {
+        attach_device(&format!("host/{index}"), tree)?;
+    }
+    for (index, tree) in parts.volumes.iter().enumerate() {
+        let name = format!("volumes/{index}");
+        let kind = fstat(tree).step("look at a volume")?.st_mode;
+        let target = if FileType::from_raw_mode(kind) == FileType::Directory {
+            mkdirat(top, &name, Mode::from_raw_mode(0o755)).step("create a volume")?;
+            at(&name)?
+        } else {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            openat(top, &name, flags, Mode::from_raw_mode(0o600)).step("create a volume")?
+        };
+        set_attributes(tree, libc::MOUNT_ATTR_NODEV, Reach::Itself).step("forbid devices in a volume")?;
+        attach(tree, &target).step("mount a volume")?;
     }
     // The kernel shows a user namespace no more of these than it sees already: while the host's are still there.
     for (kind, name) in [("proc", "proc"), ("sysfs", "sys")] {

@@ -53,7 +53,7 @@ fn run(
     let control = keeper::take(&mut fds, job.control)?;
     // The cgroups' files: whoever has them could leave.
     drop(fds);
-    let parts = Parts::take(&job.image, &job.layer)?;
+    let parts = Parts::take(job)?;
     leave_keyring();
     room::enter(&parts, ids, || Ok(network::enter_new()?))?;
     drop(parts);

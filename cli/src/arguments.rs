@@ -5,7 +5,9 @@ mod config;
 mod copy;
 mod images;
 mod saved;
+mod volumes;
 mod watch;
+mod wishes;
 
 use std::{ffi::OsString, path::PathBuf, process, time::Duration};
 
@@ -13,6 +15,7 @@ use brig_engine::{
     Isolation,
     device_rate::DeviceRate,
     error::CODE_BRIG,
+    options::{RestartPolicy, Swap},
     port::{self, PublishedPort},
     resources::{Cpus, MemoryMib},
     signal::Signal,
@@ -28,8 +31,11 @@ use self::images::{
     LOAD_EXAMPLES, REMOVE_EXAMPLES, SAVE_EXAMPLES, TAG_EXAMPLES,
 };
 use self::saved::{FORK_EXAMPLES, SNAPSHOT_EXAMPLES, TEMPLATE_EXAMPLES};
+use self::volumes::VOLUME_EXAMPLES;
 use self::watch::{EVENTS_EXAMPLES, PAUSE_EXAMPLES, STATS_EXAMPLES, TOP_EXAMPLES};
-pub use self::{compare::Compare, config::*, copy::Copy, images::*, saved::*, watch::*};
+pub use self::{
+    compare::Compare, config::*, copy::Copy, images::*, saved::*, volumes::*, watch::*, wishes::Wishes,
+};
 use crate::{detach::DetachKeys, durations};
 
 /// Run an untrusted image in a microVM of its own
@@ -86,6 +92,9 @@ pub enum Command {
     /// Start stopped sandboxes
     #[command(after_help = START_EXAMPLES)]
     Start(Start),
+    /// Change a sandbox's limits and its restart policy
+    #[command(after_help = UPDATE_EXAMPLES)]
+    Update(Update),
     /// Run a command in a running sandbox
     #[command(after_help = EXEC_EXAMPLES, override_usage = "brig exec [OPTIONS] SANDBOX COMMAND [ARGUMENT]...")]
     Exec(Exec),
@@ -158,6 +167,9 @@ pub enum Command {
     Image(Image),
     #[command(flatten)]
     Registry(Registry),
+    /// Files that outlive sandboxes
+    #[command(subcommand, after_help = VOLUME_EXAMPLES)]
+    Volume(Volume),
     /// Save running sandboxes, and manage what was saved
     #[command(subcommand, after_help = SNAPSHOT_EXAMPLES)]
     Snapshot(Snapshot),
@@ -264,9 +276,17 @@ Examples:
   brig attach --no-stdin --sig-proxy=false web
   brig attach --detach-keys ctrl-x,x shell";
 
+const UPDATE_EXAMPLES: &str = "\
+A guest's memory and CPUs are changed while it does not run. A running container keeps to the kinds of limits that it was started with.
+
+Examples:
+  brig update --restart unless-stopped web db
+  brig update -m 1g --cpus 2 web";
+
 const START_EXAMPLES: &str = "\
 Examples:
   brig start web db
+  brig start --restart-policy                      after a boot of the host: what the policies want to run
   brig start -ai shell";
 
 /// Options of `run`.
@@ -357,8 +377,8 @@ pub struct Create {
     #[arg(long, value_name = "NUMBER")]
     pub cpus: Option<Cpus>,
     /// Most processes and threads
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
-    pub pids_limit: Option<u64>,
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, value_parser = parse_pids)]
+    pub pids_limit: Option<PidsLimit>,
     /// Read no more bytes a second; the device / is the disk with the sandbox's files: /:10mb
     #[arg(long, value_name = "DEVICE:BYTES", value_parser = DeviceRate::bytes)]
     pub device_read_bps: Vec<DeviceRate>,
@@ -378,6 +398,14 @@ pub struct Create {
     /// The signal that `brig stop` sends
     #[arg(long, value_name = "SIGNAL")]
     pub stop_signal: Option<Signal>,
+    /// Seconds until `brig stop` sends SIGKILL: 10; -1 waits for ever
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-1..))]
+    pub stop_timeout: Option<i32>,
+    /// Start it again when its process has ended: no, on-failure[:NUMBER], always, unless-stopped
+    #[arg(long, value_name = "POLICY", default_value_t)]
+    pub restart: RestartPolicy,
+    #[command(flatten)]
+    pub wishes: Wishes,
     /// Set a label
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     pub label: Vec<String>,
@@ -407,7 +435,9 @@ pub struct Create {
           "health_interval", "health_timeout", "health_start_period", "health_start_interval", "health_retries", "no_healthcheck",
           "workdir", "user",
           "entrypoint", "memory", "cpus", "device_read_bps", "device_write_bps", "device_read_iops", "device_write_iops",
-          "no_template", "words"])]
+          "no_template", "words", "volume", "mount", "init", "read_only", "tmpfs", "shm_size", "ulimit", "cap_add", "cap_drop", "security_opt", "privileged",
+          "group_add", "add_host", "dns", "dns_search", "dns_option", "memory_swap", "cpu_shares", "oom_kill_disable", "storage_opt",
+          "sysctl", "device"])]
     pub snapshot: Option<String>,
     /// The image (a name, or the start of an id), then the command and its arguments; the image's otherwise
     // One argument for both: clap would take an option of brig's that is the command's first word for brig's.
@@ -431,6 +461,18 @@ impl Create {
     /// The command and its arguments; empty for the image's own.
     pub fn command(&self) -> &[String] {
         self.words.get(1..).unwrap_or_default()
+    }
+}
+
+/// `--pids-limit`: as with Docker 0 and -1 stand for none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PidsLimit(pub Option<u64>);
+
+fn parse_pids(text: &str) -> Result<PidsLimit, String> {
+    match text.parse::<i64>() {
+        Ok(-1 | 0) => Ok(PidsLimit(None)),
+        Ok(limit) if limit > 0 => Ok(PidsLimit(u64::try_from(limit).ok())),
+        _ => Err("write a number, or -1 for no limit".to_owned()),
     }
 }
 
@@ -513,10 +555,10 @@ pub struct Rename {
 /// Options of `restart`.
 #[derive(Debug, Args)]
 pub struct Restart {
-    /// Seconds until SIGKILL; -1 waits for ever
-    #[arg(short, long, alias = "timeout", default_value_t = 10, allow_negative_numbers = true, value_name = "SECONDS",
+    /// Seconds until SIGKILL; -1 waits for ever; what the sandbox was made with otherwise, or 10
+    #[arg(short, long, alias = "timeout", allow_negative_numbers = true, value_name = "SECONDS",
           value_parser = clap::value_parser!(i32).range(-1..))]
-    pub time: i32,
+    pub time: Option<i32>,
     /// Signal to send in the place of the sandbox's own
     #[arg(short, long)]
     pub signal: Option<Signal>,
@@ -556,13 +598,42 @@ pub struct Ps {
 /// Options of `stop`.
 #[derive(Debug, Args)]
 pub struct Stop {
-    /// Seconds until SIGKILL; -1 waits for ever
-    #[arg(short, long, alias = "timeout", default_value_t = 10, allow_negative_numbers = true, value_name = "SECONDS",
+    /// Seconds until SIGKILL; -1 waits for ever; what the sandbox was made with otherwise, or 10
+    #[arg(short, long, alias = "timeout", allow_negative_numbers = true, value_name = "SECONDS",
           value_parser = clap::value_parser!(i32).range(-1..))]
-    pub time: i32,
+    pub time: Option<i32>,
     /// Signal to send in the place of the sandbox's own
     #[arg(short, long)]
     pub signal: Option<Signal>,
+    /// Stop all, because the host goes down: `brig start --restart-policy` starts them again after the next boot
+    #[arg(long, conflicts_with_all = ["time", "signal", "sandboxes"])]
+    pub shutdown: bool,
+    /// Ids, names, or starts of ids
+    #[arg(required_unless_present = "shutdown", value_name = "SANDBOX")]
+    pub sandboxes: Vec<String>,
+}
+
+/// Options of `update`.
+#[derive(Debug, Args)]
+pub struct Update {
+    /// What happens when its process has ended: no, on-failure[:NUMBER], always, unless-stopped
+    #[arg(long, value_name = "POLICY")]
+    pub restart: Option<RestartPolicy>,
+    /// Memory of the guest; the most that a container may use
+    #[arg(short, long, value_name = "BYTES")]
+    pub memory: Option<MemoryMib>,
+    /// Memory and swap together, -1 for no limit (container isolation)
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
+    pub memory_swap: Option<Swap>,
+    /// Number of CPUs: 1, 1.5
+    #[arg(long, value_name = "NUMBER")]
+    pub cpus: Option<Cpus>,
+    /// Share of CPU time where others want some (container isolation)
+    #[arg(short, long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(2..=262_144))]
+    pub cpu_shares: Option<u64>,
+    /// Most processes and threads, -1 for no limit
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true, value_parser = parse_pids)]
+    pub pids_limit: Option<PidsLimit>,
     #[command(flatten)]
     pub sandboxes: Sandboxes,
 }
@@ -586,8 +657,12 @@ pub struct Start {
     /// Boot the guests this time, template or not
     #[arg(long)]
     pub no_template: bool,
-    #[command(flatten)]
-    pub sandboxes: Sandboxes,
+    /// Start what is to run after a boot of the host, by what the restart policies say
+    #[arg(long, conflicts_with_all = ["attach", "interactive", "sandboxes"])]
+    pub restart_policy: bool,
+    /// Ids, names, or starts of ids
+    #[arg(required_unless_present = "restart_policy", value_name = "SANDBOX")]
+    pub sandboxes: Vec<String>,
 }
 
 impl Start {
@@ -697,6 +772,9 @@ pub struct Rm {
     /// Kill those that run
     #[arg(short, long)]
     pub force: bool,
+    /// Remove their volumes that have no name
+    #[arg(short, long)]
+    pub volumes: bool,
     #[command(flatten)]
     pub sandboxes: Sandboxes,
 }

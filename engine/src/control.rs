@@ -79,6 +79,8 @@ pub enum Request {
         signal: u8,
         /// Seconds to wait; `None` waits for ever.
         timeout_s: Option<u32>,
+        /// Whether the host goes down: its restart policy says then whether it is started after the next boot.
+        with_host: bool,
     },
     /// Let all processes of the sandbox stand still.
     Pause,

@@ -48,6 +48,9 @@ const FORMAT: [&str; 16] = [
     "num_backup_sb=0,lazy_itable_init=1,lazy_journal_init=1,nodiscard,packed_meta_blocks=1,root_owner=0:0",
 ];
 
+/// What overlayfs works with (launcher, rootfs/overlay.rs).
+const LAYER: [&str; 2] = ["upper", "work"];
+
 /// The name of the blank disk, which tells its size and its format.
 pub fn blank_name() -> String {
     format!("blank-{}m-v{FORMAT_VERSION}.ext4", DISK_BYTES >> 20)
@@ -61,7 +64,7 @@ pub fn blank(paths: &Paths) -> Result<PathBuf, Error> {
     let path = paths.templates().join(blank_name());
     if !path.exists() {
         let temporary = path.with_extension(format!("new-{}", std::process::id()));
-        let made = make_filesystem(&temporary)
+        let made = make_filesystem(&temporary, DISK_BYTES, &LAYER)
             .and_then(|()| fs::rename(&temporary, &path).map_err(Error::file("make", &path)));
         if made.is_err() {
             let _ = fs::remove_file(&temporary);
@@ -71,14 +74,35 @@ pub fn blank(paths: &Paths) -> Result<PathBuf, Error> {
     Ok(path)
 }
 
-fn make_filesystem(path: &Path) -> Result<(), Error> {
+/// Makes a disk of another size, whole as soon as it is there.
+///
+/// # Errors
+/// As [`blank`].
+pub fn make_sized(path: &Path, bytes: u64) -> Result<(), Error> {
+    make_with(path, bytes, &LAYER)
+}
+
+/// The same with these directories on it.
+///
+/// # Errors
+/// As [`blank`].
+pub fn make_with(path: &Path, bytes: u64, directories: &[&str]) -> Result<(), Error> {
+    let temporary = path.with_extension("new");
+    let made = make_filesystem(&temporary, bytes, directories)
+        .and_then(|()| fs::rename(&temporary, path).map_err(Error::file("make", path)));
+    if made.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    made
+}
+
+fn make_filesystem(path: &Path, bytes: u64, directories: &[&str]) -> Result<(), Error> {
     let file = new_file(path)?;
-    file.set_len(DISK_BYTES).map_err(Error::file("make", path))?;
+    file.set_len(bytes).map_err(Error::file("make", path))?;
     drop(file);
-    // What overlayfs works with (launcher, rootfs/overlay.rs): the first directory of a new ext4 costs a guest's kernel
-    // 0.4 million instructions, so it is made here.
+    // The first directory of a new ext4 costs a guest's kernel 0.4 million instructions, so it is made here.
     let content = tempfile::tempdir().map_err(Error::file("make a directory in", &std::env::temp_dir()))?;
-    for name in ["upper", "work"] {
+    for name in directories {
         let directory = content.path().join(name);
         fs::create_dir(&directory).map_err(Error::file("make", &directory))?;
     }

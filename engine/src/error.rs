@@ -43,6 +43,25 @@ pub enum Error {
         "invalid name {0:?}: a name has two or more of a-z, A-Z, 0-9, '_', '.', '-' and starts with a letter or digit"
     )]
     InvalidName(String),
+    /// No volume is called so.
+    #[error("no such volume: {0}")]
+    NoSuchVolume(String),
+    /// Somebody has it.
+    #[error("the volume {name} is in use by {by}")]
+    VolumeInUse {
+        /// The volume.
+        name: String,
+        /// The sandbox.
+        by: String,
+    },
+    /// An option that cannot be honoured.
+    #[error("{option}: {reason}")]
+    Option {
+        /// The option, as the user writes it.
+        option: &'static str,
+        /// Why not, and what to do.
+        reason: String,
+    },
     /// Both cannot be.
     #[error("--no-healthcheck conflicts with --health-* options")]
     HealthConflict,
@@ -385,6 +404,12 @@ impl Error {
     pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File { action, path, source }
+    }
+
+    /// An option that cannot be honoured.
+    pub(crate) fn option(option: &'static str, reason: impl Into<String>) -> Self {
+        let reason = reason.into();
+        Self::Option { option, reason }
     }
 
     /// Replaces the error of a file that is not there.

@@ -9,12 +9,15 @@ use crate::{
     Isolation, Paths,
     device_rate::DeviceRate,
     guest::Origin,
+    options::{Device, HostOptions, LogOptions, RestartPolicy, SeccompOption, Swap, Sysctl, Tmpfs, Ulimit},
     port::{BoundPort, PublishedPort},
     resources::{Cpus, MemoryMib},
     sandbox::{
         Config, Directory, Sandbox, Status,
         health::{Health, HealthConfig},
     },
+    spec::SHM_BYTES,
+    volume::{Source, Volumes},
 };
 
 /// What Docker shows for a time that never was.
@@ -25,6 +28,7 @@ pub fn inspect(paths: &Paths, sandbox: &Sandbox) -> Value {
     let config = &sandbox.config;
     let directory = Directory::new(paths.sandbox(&config.id));
     let args = config.args();
+    let options = &config.options;
     json!({
         "Id": config.id.as_str(),
         "Created": config.created.to_string(),
@@ -37,26 +41,13 @@ pub fn inspect(paths: &Paths, sandbox: &Sandbox) -> Value {
         "HostsPath": "",
         "LogPath": directory.log(),
         "Name": format!("/{}", config.name),
-        "RestartCount": 0,
+        "RestartCount": sandbox.state.restarts,
         "Driver": match config.isolation {
             Isolation::Vm => "erofs",
             Isolation::Container => "overlay2",
         },
         "Platform": "linux",
-        "HostConfig": {
-            "AutoRemove": config.auto_remove,
-            "Memory": memory(config),
-            "NanoCpus": nano_cpus(config),
-            "PidsLimit": config.limits.pids,
-            "BlkioDeviceReadBps": rates(&config.device_rates.read_bps),
-            "BlkioDeviceWriteBps": rates(&config.device_rates.write_bps),
-            "BlkioDeviceReadIOps": rates(&config.device_rates.read_iops),
-            "BlkioDeviceWriteIOps": rates(&config.device_rates.write_iops),
-            "NetworkMode": "none",
-            "PortBindings": wanted_ports(&config.ports),
-            "LogConfig": { "Type": "json-file", "Config": {} },
-            "Isolation": config.isolation.as_str(),
-        },
+        "HostConfig": host_config(config),
         "Config": {
             "Hostname": config.hostname,
             "User": config.user,
@@ -71,13 +62,159 @@ pub fn inspect(paths: &Paths, sandbox: &Sandbox) -> Value {
             "WorkingDir": config.working_dir,
             "Labels": config.labels,
             "StopSignal": config.stop_signal.to_string(),
+            "StopTimeout": options.stop_timeout,
             "Healthcheck": config.health.as_ref().map(healthcheck),
             "Volumes": volumes(&config.volumes),
             "ExposedPorts": exposed_ports(sandbox),
         },
+        "Mounts": mounts(paths, config),
         "NetworkSettings": { "Ports": bound_ports(&sandbox.state.ports) },
         "Brig": brig(sandbox),
     })
+}
+
+fn mounts(paths: &Paths, config: &Config) -> Vec<Value> {
+    let volumes = Volumes::new(paths);
+    let all = config.mounts.iter().map(|mount| {
+        let (kind, name, source) = match &mount.source {
+            Source::Volume(name) => ("volume", name.as_str(), volumes.path(name)),
+            Source::Anonymous => ("volume", "", std::path::PathBuf::new()),
+            Source::Host(path) => ("bind", "", path.clone()),
+        };
+        json!({
+            "Type": kind,
+            "Name": name,
+            "Source": source,
+            "Destination": mount.target,
+            "Driver": if kind == "volume" { "local" } else { "" },
+            "Mode": if mount.read_only { "ro" } else { "" },
+            "RW": !mount.read_only,
+        })
+    });
+    all.collect()
+}
+
+/// What a host gives to it.
+fn host_config(config: &Config) -> Value {
+    let options = &config.options;
+    let mut all = wishes(options);
+    let more = json!({
+        "AutoRemove": config.auto_remove,
+        "Memory": memory(config),
+        "NanoCpus": nano_cpus(config),
+        "PidsLimit": config.limits.pids,
+        "BlkioDeviceReadBps": rates(&config.device_rates.read_bps),
+        "BlkioDeviceWriteBps": rates(&config.device_rates.write_bps),
+        "BlkioDeviceReadIOps": rates(&config.device_rates.read_iops),
+        "BlkioDeviceWriteIOps": rates(&config.device_rates.write_iops),
+        "NetworkMode": "none",
+        "PortBindings": wanted_ports(&config.ports),
+        "LogConfig": { "Type": "json-file", "Config": log_options(options.log) },
+        "MemorySwap": match config.limits.swap {
+            None => 0,
+            Some(Swap::Unlimited) => -1,
+            Some(Swap::Total(total)) => total.bytes() as i64,
+        },
+        "CpuShares": config.limits.cpu_shares.unwrap_or(0),
+        "OomKillDisable": config.limits.oom_kill_disable,
+        "Isolation": config.isolation.as_str(),
+    });
+    if let (Value::Object(all), Value::Object(more)) = (&mut all, more) {
+        all.extend(more);
+    }
+    all
+}
+
+fn wishes(options: &HostOptions) -> Value {
+    json!({
+        "RestartPolicy": restart_policy(options.restart),
+        "Init": options.init,
+        "ReadonlyRootfs": options.read_only,
+        "Tmpfs": tmpfs(&options.tmpfs),
+        "ShmSize": options.shm_bytes.unwrap_or(SHM_BYTES),
+        "Ulimits": ulimits(&options.ulimits),
+        "CapAdd": texts(&options.cap_add),
+        "CapDrop": texts(&options.cap_drop),
+        "SecurityOpt": security_options(options),
+        "Privileged": options.privileged,
+        "GroupAdd": non_empty(&options.groups),
+        "ExtraHosts": texts(&options.hosts),
+        "Dns": texts(&options.dns),
+        "DnsSearch": non_empty(&options.dns_search),
+        "DnsOptions": non_empty(&options.dns_options),
+        "StorageOpt": options.storage_bytes.map(|bytes| json!({ "size": bytes.to_string() })),
+        "Sysctls": sysctls(&options.sysctls),
+        "Devices": devices(&options.devices),
+    })
+}
+
+fn log_options(log: LogOptions) -> Value {
+    let mut all = Map::new();
+    if log.max_size > 0 {
+        all.insert("max-size".to_owned(), json!(log.max_size.to_string()));
+    }
+    if log.max_file > 0 {
+        all.insert("max-file".to_owned(), json!(log.max_file.to_string()));
+    }
+    Value::Object(all)
+}
+
+fn restart_policy(policy: RestartPolicy) -> Value {
+    let most = match policy {
+        RestartPolicy::OnFailure(most) => most.unwrap_or(0),
+        _ => 0,
+    };
+    json!({ "Name": policy.word(), "MaximumRetryCount": most })
+}
+
+fn texts<T: ToString>(list: &[T]) -> Option<Vec<String>> {
+    (!list.is_empty()).then(|| list.iter().map(ToString::to_string).collect())
+}
+
+fn tmpfs(list: &[Tmpfs]) -> Option<Value> {
+    let all: Map<String, Value> = list
+        .iter()
+        .map(|tmpfs| (tmpfs.path.clone(), json!(tmpfs.options.join(","))))
+        .collect();
+    (!all.is_empty()).then_some(Value::Object(all))
+}
+
+fn ulimits(list: &[Ulimit]) -> Option<Vec<Value>> {
+    // Docker's -1 for no limit.
+    let number = |value: u64| value as i64;
+    let all = list
+        .iter()
+        .map(|limit| json!({ "Name": limit.name(), "Soft": number(limit.soft), "Hard": number(limit.hard) }));
+    (!list.is_empty()).then(|| all.collect())
+}
+
+fn security_options(options: &HostOptions) -> Option<Vec<String>> {
+    let mut all = Vec::new();
+    if options.no_new_privileges {
+        all.push("no-new-privileges".to_owned());
+    }
+    match &options.seccomp {
+        SeccompOption::Default => {}
+        SeccompOption::Unconfined => all.push("seccomp=unconfined".to_owned()),
+        SeccompOption::Profile { path, .. } => all.push(format!("seccomp={}", path.display())),
+    }
+    (!all.is_empty()).then_some(all)
+}
+
+fn sysctls(list: &[Sysctl]) -> Option<Value> {
+    let all: Map<String, Value> = list
+        .iter()
+        .map(|setting| (setting.name.clone(), json!(setting.value)))
+        .collect();
+    (!all.is_empty()).then_some(Value::Object(all))
+}
+
+fn devices(list: &[Device]) -> Vec<Value> {
+    list.iter()
+        .map(|device| {
+            json!({ "PathOnHost": device.host, "PathInContainer": device.inside, "CgroupPermissions": "rwm" })
+        })
+        .collect()
 }
 
 /// Bytes; 0 stands for no limit.
@@ -122,10 +259,11 @@ fn state(sandbox: &Sandbox) -> Value {
     let time = |time: Option<jiff::Timestamp>| time.map_or_else(|| NEVER.to_owned(), |time| time.to_string());
     json!({
         "Status": state.word(),
-        "Running": state.status == Status::Running,
+        // As Docker has it: one that rests counts as running.
+        "Running": matches!(state.status, Status::Running | Status::Restarting),
         "Paused": state.paused,
-        "Restarting": false,
-        "OOMKilled": false,
+        "Restarting": state.status == Status::Restarting,
+        "OOMKilled": state.oom_killed,
         "Dead": false,
         // No process of the sandbox has a pid on the host; its supervisor is what stands for it there.
         "Pid": state.supervisor_pid.unwrap_or(0),

@@ -17,10 +17,12 @@
 //! | [`stats`] | what a running sandbox takes of the host |
 //! | [`spec`], [`disk`] | what a guest is given |
 //! | [`turns`] | how many come up at the same time |
+//! | [`volume`] | files that outlive sandboxes |
 //! | [`log`] | the output of sandboxes |
 //! | [`events`] | what has happened to whom |
 //! | [`inspect`] | a sandbox as Docker's API describes a container |
 //! | [`security`] | the walls around a running sandbox, as the kernel tells them |
+//! | [`options`] | what users want of a sandbox beside its image and its command |
 //! | [`port`], [`resources`], [`signal`], [`name`], [`id`] | values that users write |
 //!
 //! There is no daemon: state is on disk, and any number of processes may use one root at the same time. A sandbox's
@@ -47,6 +49,7 @@ pub mod kvm;
 pub mod log;
 mod mke2fs;
 pub mod name;
+pub mod options;
 pub mod pack;
 pub mod paths;
 pub mod perf;
@@ -67,6 +70,7 @@ mod test_support;
 pub mod turns;
 pub mod unpack;
 pub mod vmm;
+pub mod volume;
 
 pub use self::{
     engine::{CreateOptions, Engine},

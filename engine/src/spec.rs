@@ -1,15 +1,25 @@
 //! A sandbox's configuration as the agent takes it.
 
+use std::fmt::Write;
+
 use brig_protocol::{
     agent::TO_AGENT_BYTES,
     spec::{
-        CapabilitySet, CgroupSpec, FileImages, FileSpec, ProcessSpec, Rlimit, RootSpec, SandboxSpec,
-        WindowSize,
+        CapabilitySet, CgroupSpec, Extras, FileImages, FileSpec, ProcessSpec, Rlimit, RootSpec, SandboxSpec,
+        Seccomp, UserMount, VolumeSource, VolumeSpec, WindowSize,
     },
 };
 use sha2::{Digest as _, Sha256};
 
-use crate::{Error, Isolation, cell::HostIds, control::ExecRequest, id::ID_DIGITS, sandbox::Config};
+use crate::{
+    Error, Isolation,
+    cell::HostIds,
+    control::ExecRequest,
+    id::ID_DIGITS,
+    options::{ExtraHost, HostOptions, Ulimit},
+    sandbox::Config,
+    volume::DATA,
+};
 
 /// Bytes of `/dev/shm`: Docker's default.
 pub const SHM_BYTES: u64 = 64 << 20;
@@ -49,10 +59,27 @@ const TERMINAL: &str = "TERM=xterm";
 
 /// The spec of `config`, its writable layer on the guest's disk `writable`. Its terminal, if it has one, is of this size.
 pub fn sandbox_spec(config: &Config, writable: u8, size: Option<WindowSize>) -> SandboxSpec {
-    SandboxSpec {
+    let options = &config.options;
+    let mut spec = SandboxSpec {
         id: config.id.to_string(),
         hostname: config.hostname.clone(),
-        files: files(config.id.as_str(), &config.hostname),
+        files: files_with(config.id.as_str(), &config.hostname, options),
+        mounts: SandboxSpec::default_mounts(options.shm_bytes.unwrap_or(SHM_BYTES)),
+        extras: Extras {
+            mounts: user_mounts(config),
+            sysctls: options
+                .sysctls
+                .iter()
+                .map(|setting| (setting.file(), setting.value.clone()))
+                .collect(),
+            read_only: options.read_only,
+            all_devices: options.privileged,
+            devices: options
+                .devices
+                .iter()
+                .map(|device| device.inside.clone())
+                .collect(),
+        },
         directories: config.volumes.clone(),
         cgroup: CgroupSpec {
             cpu_quota_us: config.cpus.quota_us(),
@@ -66,9 +93,69 @@ pub fn sandbox_spec(config: &Config, writable: u8, size: Option<WindowSize>) -> 
             user: config.user.clone(),
             stdin: config.stdin,
             tty: config.tty.then(|| size.unwrap_or_default()),
-            ..model_process()
+            init: options.init,
+            ..process_of(options)
         },
         ..model_spec(writable)
+    };
+    if options.privileged {
+        spec.masked_paths.clear();
+        spec.readonly_paths.clear();
+        for mount in &mut spec.mounts {
+            mount.options.retain(|option| option != "ro");
+        }
+    }
+    spec
+}
+
+/// Filesystems in memory and volumes, those before others that these lie in. In a guest that has volumes they are the disks after the
+/// writable one.
+fn user_mounts(config: &Config) -> Vec<UserMount> {
+    let source = |index: usize| match config.isolation {
+        Isolation::Vm => VolumeSource::Disk {
+            disk: FRESH_DISK + 1 + index as u8,
+            directory: DATA.to_owned(),
+        },
+        Isolation::Container => VolumeSource::Host(index as u8),
+    };
+    let volumes = config.mounts.iter().enumerate().map(|(index, mount)| {
+        UserMount::Volume(VolumeSpec {
+            source: source(index),
+            target: mount.target.clone(),
+            read_only: mount.read_only,
+            copy: mount.copy,
+        })
+    });
+    let tmpfs = config
+        .options
+        .tmpfs
+        .iter()
+        .map(|tmpfs| UserMount::New(tmpfs.spec()));
+    let mut all: Vec<UserMount> = tmpfs.chain(volumes).collect();
+    all.sort_by_key(|mount| {
+        let target = match mount {
+            UserMount::New(spec) => &spec.target,
+            UserMount::Volume(spec) => &spec.target,
+        };
+        target.split('/').filter(|part| !part.is_empty()).count()
+    });
+    all
+}
+
+/// What the options say of each process of a sandbox.
+fn process_of(options: &HostOptions) -> ProcessSpec {
+    let mut spec = model_process();
+    let chosen = |resource| options.ulimits.iter().any(|limit| limit.resource == resource);
+    spec.rlimits.retain(|limit| !chosen(limit.resource));
+    spec.rlimits.extend(options.ulimits.iter().map(Ulimit::rlimit));
+    let capabilities = options.capabilities();
+    ProcessSpec {
+        groups: options.groups.clone(),
+        capabilities,
+        no_new_privileges: options.no_new_privileges,
+        // It has compiled when the sandbox was made.
+        seccomp: options.seccomp.compile(capabilities).unwrap_or_default(),
+        ..spec
     }
 }
 
@@ -114,6 +201,7 @@ pub fn model_spec(writable: u8) -> SandboxSpec {
         masked_paths: SandboxSpec::default_masked_paths(),
         readonly_paths: SandboxSpec::default_readonly_paths(),
         cgroup: CgroupSpec::default(),
+        extras: Extras::default(),
         process: model_process(),
     }
 }
@@ -124,8 +212,11 @@ fn model_process() -> ProcessSpec {
         env: vec![DEFAULT_PATH.into()],
         cwd: "/".into(),
         user: String::new(),
+        groups: Vec::new(),
         capabilities: CapabilitySet::DOCKER_DEFAULT,
         no_new_privileges: false,
+        seccomp: Seccomp::Default,
+        init: false,
         rlimits: vec![Rlimit {
             resource: RLIMIT_NOFILE,
             soft: OPEN_FILES,
@@ -139,6 +230,20 @@ fn model_process() -> ProcessSpec {
 /// The files that Docker puts over the image's, and a machine id: an image has one for all of its sandboxes, or an empty file for
 /// systemd to fill. A sandbox has no network but its loopback, so no name server is named.
 pub(crate) fn files(id: &str, hostname: &str) -> Vec<FileSpec> {
+    files_with(id, hostname, &HostOptions::default())
+}
+
+/// The same with the hosts and the name servers that the user says.
+pub(crate) fn files_with(id: &str, hostname: &str, options: &HostOptions) -> Vec<FileSpec> {
+    let mut hosts = String::from(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
+         ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
+    );
+    for ExtraHost { name, address } in &options.hosts {
+        // Writing to a String does not fail.
+        let _ = writeln!(hosts, "{address}\t{name}");
+    }
+    let _ = writeln!(hosts, "127.0.1.1\t{hostname}");
     let file = |path: &str, content: String| FileSpec {
         path: path.into(),
         content: content.into_bytes(),
@@ -146,24 +251,29 @@ pub(crate) fn files(id: &str, hostname: &str) -> Vec<FileSpec> {
         images: FileImages::All,
     };
     vec![
-        file(
-            "/etc/hosts",
-            format!(
-                "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
-                 ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n127.0.1.1\t{hostname}\n"
-            ),
-        ),
+        file("/etc/hosts", hosts),
         file("/etc/hostname", format!("{hostname}\n")),
-        file(
-            "/etc/resolv.conf",
-            "# this sandbox has no network besides its loopback\n".to_owned(),
-        ),
+        file("/etc/resolv.conf", resolver(options)),
         FileSpec {
             mode: 0o444,
             images: FileImages::WithFile,
             ..file(MACHINE_ID, machine_id(id))
         },
     ]
+}
+
+/// The content of `/etc/resolv.conf`.
+fn resolver(options: &HostOptions) -> String {
+    let mut text = "# this sandbox has no network besides its loopback\n".to_owned();
+    for server in &options.dns {
+        let _ = writeln!(text, "nameserver {server}");
+    }
+    for (word, list) in [("search", &options.dns_search), ("options", &options.dns_options)] {
+        if !list.is_empty() {
+            let _ = writeln!(text, "{word} {}", list.join(" "));
+        }
+    }
+    text
 }
 
 /// The paths that are covered in every sandbox: what is there below is brig's, for the mounts to have a place.
@@ -206,13 +316,11 @@ pub fn exec_spec(config: &Config, request: &ExecRequest) -> Result<ProcessSpec, 
         user: user.to_owned(),
         stdin: request.stdin,
         tty: request.tty,
-        capabilities: if request.privileged {
-            CapabilitySet(u64::MAX)
-        } else {
-            CapabilitySet::DOCKER_DEFAULT
-        },
-        ..model_process()
+        ..process_of(&config.options)
     };
+    if request.privileged {
+        spec.capabilities = CapabilitySet(u64::MAX);
+    }
     if config.isolation == Isolation::Container {
         keep_to_limits(&mut spec);
     }

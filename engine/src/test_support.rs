@@ -31,6 +31,7 @@ use crate::{
     Error, Isolation, Paths, SandboxId,
     device_rate::DeviceRates,
     host::Host,
+    options::HostOptions,
     resources::{Cpus, MemoryMib},
     sandbox::{
         Config,
@@ -93,6 +94,8 @@ pub(crate) fn config(id: SandboxId, name: String) -> Config {
         snapshot: None,
         health: None,
         volumes: vec![],
+        mounts: vec![],
+        options: HostOptions::default(),
         labels: BTreeMap::new(),
     }
 }

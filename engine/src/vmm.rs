@@ -31,7 +31,9 @@ use tokio::{
 };
 
 pub use self::process::Process;
-use crate::{Error, SandboxId, cell::Cgroups, console::Console, error::chain, sandbox::config::Limits};
+use crate::{
+    Error, SandboxId, cell::Cgroups, console::Console, error::chain, sandbox::config::Limits, volume::Held,
+};
 
 /// How long a VMM that has said its last word may take to end by itself.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
@@ -187,6 +189,8 @@ pub struct Vmm {
     process: Option<Process>,
     /// Whether it is a brig-cell.
     is_cell: bool,
+    /// Volumes that its guest has. They are let go of after the process.
+    volumes: Vec<Held>,
     /// The cgroups that it is in. They go after the process: one that is not empty stays.
     cgroups: Option<Cgroups>,
     /// Those that it is being put into.
@@ -211,6 +215,7 @@ impl Vmm {
             is_cell: false,
             cgroups: None,
             entering: None,
+            volumes: Vec::new(),
         })
     }
 
@@ -221,6 +226,11 @@ impl Vmm {
             is_cell: true,
             ..self
         }
+    }
+
+    /// Lets go of these when it is gone.
+    pub(crate) fn keep_volumes(&mut self, volumes: Vec<Held>) {
+        self.volumes = volumes;
     }
 
     /// Removes these when it is gone.

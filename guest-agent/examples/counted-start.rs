@@ -22,7 +22,10 @@ use brig_agent::{
 use brig_protocol::{
     agent::{FROM_AGENT_BYTES, FromAgent, TO_AGENT_BYTES, ToAgent, WakeSpec},
     frame,
-    spec::{CapabilitySet, CgroupSpec, FileImages, FileSpec, ProcessSpec, Rlimit, RootSpec, SandboxSpec},
+    spec::{
+        CapabilitySet, CgroupSpec, Extras, FileImages, FileSpec, ProcessSpec, Rlimit, RootSpec, SandboxSpec,
+        Seccomp,
+    },
     stream::{HEADER_BYTES, StreamHeader},
 };
 
@@ -207,13 +210,17 @@ fn spec(hostname: &str) -> SandboxSpec {
         masked_paths: SandboxSpec::default_masked_paths(),
         readonly_paths: SandboxSpec::default_readonly_paths(),
         cgroup: CgroupSpec::default(),
+        extras: Extras::default(),
         process: ProcessSpec {
             args: vec!["true".into()],
             env: vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()],
             cwd: "/".into(),
             user: String::new(),
+            groups: vec![],
             capabilities: CapabilitySet::DOCKER_DEFAULT,
             no_new_privileges: false,
+            seccomp: Seccomp::Default,
+            init: false,
             rlimits: vec![Rlimit {
                 resource: libc::RLIMIT_NOFILE as u8,
                 soft: 1024,

@@ -112,6 +112,8 @@ struct Agent {
     machine: Box<dyn Machine>,
     abandon: fn() -> !,
     shutting_down: bool,
+    /// What the kernel had logged of the last process that it killed for want of memory, when that was looked at.
+    last_oom_kill: Option<String>,
 }
 
 impl Agent {
@@ -143,6 +145,7 @@ impl Agent {
             machine: setup.machine,
             abandon: setup.abandon,
             shutting_down: false,
+            last_oom_kill: None,
         })
     }
 
@@ -544,12 +547,28 @@ impl Agent {
         for (process, status) in over {
             self.others.remove(&process);
             self.streams.close_all_of(process);
+            self.report_oom(status)?;
             self.send(&FromAgent::Exited { process, status })?;
         }
         // Last: the supervisor asks for nothing more then.
         if let Some(status) = self.process_mut(FIRST).and_then(Process::report) {
             let process = FIRST;
+            self.report_oom(status)?;
             self.send(&FromAgent::Exited { process, status })?;
+        }
+        Ok(())
+    }
+
+    /// Says that the kernel has killed something for want of memory, when a process may have ended so: it was killed, or tells by its
+    /// code that one of its own was.
+    fn report_oom(&mut self, status: ExitStatus) -> Result<(), AgentError> {
+        if status.code() != 128 + libc::SIGKILL {
+            return Ok(());
+        }
+        let last = self.machine.last_oom_kill();
+        if last.is_some() && last != self.last_oom_kill {
+            self.last_oom_kill = last;
+            self.send(&FromAgent::OomKilled)?;
         }
         Ok(())
     }

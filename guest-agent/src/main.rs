@@ -7,6 +7,11 @@
 
 #![no_main]
 
+use std::{
+    ffi::{CStr, OsStr, c_char, c_int},
+    os::unix::ffi::OsStrExt,
+};
+
 use brig_agent::{
     agent::{self, Setup},
     error::{AgentError, one_line},
@@ -16,12 +21,21 @@ use brig_agent::{
     streams::Arrivals,
     vsock, wake,
 };
+use brig_launcher::init;
 
 /// Where the C library's start-up code ends.
 // SAFETY: the program has no other symbol of this name, and the signature is one that C allows for it.
 #[unsafe(no_mangle)]
-extern "C" fn main() -> i32 {
+extern "C" fn main(count: c_int, arguments: *const *const c_char) -> i32 {
     let entered_us = agent::clock_us();
+    // SAFETY: the C library hands over so many pointers to strings that nobody changes.
+    let mut words = (0..count.max(0) as usize).map(|index| unsafe { CStr::from_ptr(*arguments.add(index)) });
+    if words
+        .next()
+        .is_some_and(|name| name.to_bytes() == init::NAME.as_bytes())
+    {
+        return init::run(words.map(|word| OsStr::from_bytes(word.to_bytes()).to_owned()));
+    }
     if let Err(error) = run(entered_us) {
         // The console: the kernel's log, of which the supervisor shows the last lines.
         eprintln!("brig-agent: {}", one_line(&error));

@@ -37,6 +37,12 @@ pub trait Machine: std::fmt::Debug {
     /// # Errors
     /// Those of ioctl(2).
     fn reseed(&mut self, seed: &[u8; 32]) -> io::Result<()>;
+
+    /// What the kernel has logged of the last process that it killed for want of memory. On a kernel that is shared the sandbox's
+    /// cgroup counts them, which the supervisor looks at.
+    fn last_oom_kill(&mut self) -> Option<String> {
+        None
+    }
 }
 
 /// Sets the clock, then the random numbers.
@@ -112,6 +118,30 @@ struct PoolInfo {
     seed: [u8; 32],
 }
 
+/// `SYSLOG_ACTION_READ_ALL` (syslog(2)).
+const READ_ALL: libc::c_int = 3;
+
+/// Most bytes of the kernel's log that are looked at, from its end.
+const LOG_BYTES: usize = 64 << 10;
+
+/// What the kernel's log says of such a process (mm/oom_kill.c, `__oom_kill_process`).
+const OOM_KILLED: &str = "Out of memory: Killed process ";
+
+/// The end of the kernel's log.
+fn kernel_log() -> String {
+    let mut bytes = vec![0; LOG_BYTES];
+    // SAFETY: the kernel writes as many bytes as it is told that there are, and says how many.
+    let read = unsafe { libc::klogctl(READ_ALL, bytes.as_mut_ptr().cast(), LOG_BYTES as libc::c_int) };
+    // A kernel without a log has nothing to say.
+    bytes.truncate(usize::try_from(read).unwrap_or(0));
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn last_oom_kill_in(log: &str) -> Option<String> {
+    let found = log.lines().rfind(|line| line.contains(OOM_KILLED));
+    found.map(str::to_owned)
+}
+
 impl Machine for Kernel {
     fn open(&mut self, places: &Places) -> Result<(), AgentError> {
         if self.random.is_none() {
@@ -122,6 +152,10 @@ impl Machine for Kernel {
             self.random = Some(opened.step("open /dev/urandom")?);
         }
         Ok(())
+    }
+
+    fn last_oom_kill(&mut self) -> Option<String> {
+        last_oom_kill_in(&kernel_log())
     }
 
     fn set_clock(&mut self, now: Timespec) -> io::Result<()> {
@@ -167,6 +201,18 @@ mod tests {
     fn at(tsc: u64) -> (i64, i64) {
         let time = realtime(&spec(), tsc);
         (time.tv_sec, time.tv_nsec)
+    }
+
+    #[test]
+    fn the_last_kill_for_want_of_memory_is_found_in_the_kernels_log() {
+        let log = "<6>[    1.0] x\n<3>[    2.0] Out of memory: Killed process 7 (tail) total-vm:1kB\n\
+                   <3>[    3.0] Out of memory: Killed process 9 (tail) total-vm:1kB\n<6>[    4.0] y\n";
+        let found = last_oom_kill_in(log).unwrap();
+        assert!(
+            found.starts_with("<3>[    3.0]") && found.contains(" 9 (tail)"),
+            "{found}"
+        );
+        assert_eq!(last_oom_kill_in("<6>[    1.0] x\n"), None);
     }
 
     #[test]

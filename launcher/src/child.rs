@@ -4,13 +4,13 @@ use std::{
     convert::Infallible,
     ffi::CString,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
     path::Path,
 };
 
-use brig_protocol::spec::{CapabilitySet, ProcessSpec, SandboxSpec, WindowSize};
+use brig_protocol::spec::{CapabilitySet, ProcessSpec, SandboxSpec, Seccomp, WindowSize};
 use rustix::{
     fs::{FileType, Gid, Mode, Uid, fchown, fstat},
     io::Errno,
@@ -27,12 +27,13 @@ use crate::{
     devices::{self, Nodes},
     error::{Context, LaunchError},
     exec::{self, Program},
+    extras::Ready,
     files::{self, Prepared},
     filter::{self, Filter},
-    masked, mounts,
+    init, masked, mounts,
     namespaces::Kept,
     rlimits,
-    rootfs::{self, Root},
+    rootfs::{self, Devices, Root},
     signals, sysctls,
     terminal::Terminal,
     trees::Trees,
@@ -89,6 +90,8 @@ pub(crate) struct Execution<'a> {
     pub bounding: CapabilitySet,
     /// What it may ask of the kernel; `None` for everything.
     pub filter: Option<Filter>,
+    /// The program that is the init, when the process wants one.
+    pub init: Option<BorrowedFd<'a>>,
     /// The first process gets a working directory that is missing, and its terminal as `/dev/console`.
     pub is_first: bool,
 }
@@ -142,14 +145,20 @@ pub(crate) fn complete(
     files: Vec<Prepared>,
     kept: &mut Kept,
 ) -> Result<Infallible, LaunchError> {
-    sethostname(plan.spec.hostname.as_bytes()).step_on("set the hostname", &plan.spec.hostname)?;
+    let spec = plan.spec;
+    sethostname(spec.hostname.as_bytes()).step_on("set the hostname", &spec.hostname)?;
+    // What is the caller's is taken while its root is still the process's.
+    let init = spec.process.init.then(init::open_self).transpose()?;
+    let extras = Ready::take(&spec.extras)?;
     fill_root(&plan, trees, files)?;
-    make_directories(&plan.spec.directories)?;
+    make_directories(&spec.directories)?;
+    extras.finish(&spec.extras, &spec.process.cwd)?;
     let execution = Execution {
-        process: &plan.spec.process,
+        process: &spec.process,
         streams: plan.streams,
         bounding,
         filter: plan.filter,
+        init: init.as_ref().map(AsFd::as_fd),
         is_first: true,
     };
     execute(&execution, kept)
@@ -160,9 +169,26 @@ pub(crate) fn execute(execution: &Execution<'_>, kept: &mut Kept) -> Result<Infa
     let Execution {
         process, bounding, ..
     } = execution;
-    let identity = user::resolve(&process.user)?;
-    let program = Program::new(&process.args, environment(process, &identity)?)?;
-    let program = kept.program.insert(program);
+    let identity = user::resolve(&process.user, &process.groups)?;
+    let environment = environment(process, &identity)?;
+    let program = match execution.init {
+        Some(init) => Program::of_init(init, &process.args, environment)?,
+        None => Program::new(&process.args, environment)?,
+    };
+    if let Seccomp::Program(instructions) = &process.seccomp {
+        kept.filter = filter::program(instructions);
+    }
+    let Kept {
+        program: place,
+        filter: own,
+        ..
+    } = kept;
+    let program = place.insert(program);
+    let filter = match &process.seccomp {
+        Seccomp::Default => execution.filter,
+        Seccomp::Unconfined => None,
+        Seccomp::Program(_) => Some(&own[..]),
+    };
     enter_working_directory(&process.cwd, execution.is_first)?;
     match &execution.streams {
         Streams::Given(stdio) => take_stdio(stdio, &identity)?,
@@ -178,16 +204,21 @@ pub(crate) fn execute(execution: &Execution<'_>, kept: &mut Kept) -> Result<Infa
     capabilities::bound(*bounding, process.capabilities)?;
     // From here on nothing large is allocated: the limits hold for this process, and its memory may be the caller's.
     rlimits::apply(&process.rlimits)?;
-    if let Some(filter) = execution.filter {
+    if let Some(filter) = filter
+        && !process.no_new_privileges
+    {
         // What follows is allowed by any filter that a process can live with.
         filter::set(filter)?;
     }
-    assume(&identity)?;
+    assume(&identity, !process.groups.is_empty())?;
     capabilities::limit(process.capabilities)?;
+    exec::close_other_descriptors().step("close the other file descriptors")?;
     if process.no_new_privileges {
         set_no_new_privs(true).step("set no_new_privs")?;
+        if let Some(filter) = filter {
+            filter::set(filter)?;
+        }
     }
-    exec::close_other_descriptors().step("close the other file descriptors")?;
     Err(program.execute())
 }
 
@@ -206,19 +237,20 @@ fn fill_root(plan: &Plan<'_>, trees: Option<Trees>, files: Vec<Prepared>) -> Res
     let root = plan.root.mount()?;
     // Between the two: the root comes first in /proc/mounts, as everybody expects, and the files still have a name.
     let files = files::prepare_for(plan.root.image(), &spec.files, plan.files, files)?;
-    rootfs::enter(root)?;
+    let read_only = spec.extras.read_only;
+    rootfs::enter(root, devices_of(spec))?;
     let Some(trees) = trees else {
         furnish(spec, &Nodes::Make)?;
-        files::bind(&files)?;
+        files::bind(&files, read_only)?;
         return cover(spec, |_| true);
     };
     trees.attach()?;
-    files::bind(&files)?;
+    files::bind(&files, read_only)?;
     cover(spec, |path| !trees.hold(path))
 }
 
 /// Makes the directories that are missing. What the image has in the place of one stays as it is.
-fn make_directories(paths: &[String]) -> Result<(), LaunchError> {
+pub(crate) fn make_directories(paths: &[String]) -> Result<(), LaunchError> {
     for path in paths.iter().filter(|path| path.starts_with('/')) {
         match std::fs::create_dir_all(path) {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -234,12 +266,20 @@ pub(crate) fn furnish(spec: &SandboxSpec, nodes: &Nodes) -> Result<(), LaunchErr
         mounts::mount(mount)?;
     }
     if mounts::any_on(&spec.mounts, "/dev") {
-        devices::populate(nodes)?;
+        devices::populate(nodes, devices_of(spec))?;
     }
     if mounts::any_on(&spec.mounts, "/proc") {
         sysctls::apply()?;
     }
     Ok(())
+}
+
+fn devices_of(spec: &SandboxSpec) -> Devices {
+    if spec.extras.all_devices {
+        Devices::All
+    } else {
+        Devices::Few
+    }
 }
 
 /// Makes those of the spec's paths read-only or hides them that `which` says.
@@ -331,12 +371,12 @@ fn no_such_id(error: Errno, what: &'static str, id: u32) -> LaunchError {
     }
 }
 
-/// Becomes the user: groups first, as only root may set them (credentials(7)).
-fn assume(identity: &Identity) -> Result<(), LaunchError> {
+/// Becomes the user: groups first, as only root may set them (credentials(7)). `chosen` are groups that the image does not say.
+fn assume(identity: &Identity, chosen: bool) -> Result<(), LaunchError> {
     let groups: Vec<Gid> = identity.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
     match set_thread_groups(&groups) {
         // In a user namespace with one id nobody may, and there is no group that could be in the list but the only one.
-        Err(Errno::PERM) if identity.gid == 0 => {}
+        Err(Errno::PERM) if identity.gid == 0 && !chosen => {}
         result => result.step("set the supplementary groups")?,
     }
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));

@@ -17,6 +17,7 @@ use rustix::{
 use crate::{
     error::{Context, LaunchError},
     mounts::{self, Reach},
+    rootfs::Devices,
 };
 
 /// Path, major and minor number (Documentation/admin-guide/devices.txt).
@@ -70,7 +71,7 @@ impl Nodes {
 }
 
 /// Fills a new `/dev`.
-pub(crate) fn populate(nodes: &Nodes) -> Result<(), LaunchError> {
+pub(crate) fn populate(nodes: &Nodes, which: Devices) -> Result<(), LaunchError> {
     match nodes {
         Nodes::Make => {
             let before = umask(Mode::empty());
@@ -83,7 +84,9 @@ pub(crate) fn populate(nodes: &Nodes) -> Result<(), LaunchError> {
         }
         Nodes::Borrowed(trees) => attach_nodes(trees)?,
     }
-    allow_nodes_only()?;
+    if which == Devices::Few {
+        allow_nodes_only()?;
+    }
     for (path, target) in LINKS {
         symlink(target, path).step_on("create the link", path)?;
     }

@@ -155,6 +155,7 @@ impl Entrance {
             streams: Streams::new(stdio, process.tty, channel)?,
             bounding: CapabilitySet(u64::MAX),
             filter: self.filter,
+            init: None,
             is_first: false,
         };
         child::execute(&execution, kept)

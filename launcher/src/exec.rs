@@ -3,14 +3,17 @@
 use std::{
     ffi::{CStr, CString, OsStr, c_char},
     io,
-    os::unix::ffi::OsStrExt,
+    os::{
+        fd::{AsRawFd, BorrowedFd, RawFd},
+        unix::ffi::OsStrExt,
+    },
     path::Path,
     ptr,
 };
 
 use rustix::io::Errno;
 
-use crate::error::LaunchError;
+use crate::{error::LaunchError, init};
 
 /// A program with its arguments and environment, ready for execve(2): nothing is allocated any more unless it fails.
 pub(crate) struct Program {
@@ -20,6 +23,8 @@ pub(crate) struct Program {
     /// As execve(2) takes them: pointers to the strings behind them, and a null pointer.
     argument_list: Vec<*const c_char>,
     environment_list: Vec<*const c_char>,
+    /// What is executed in the place of `candidates`: an open program.
+    opened: Option<RawFd>,
     _arguments: Vec<CString>,
     _environment: Vec<CString>,
 }
@@ -51,14 +56,48 @@ impl Program {
             candidates,
             argument_list: pointers(&arguments),
             environment_list: pointers(&environment),
+            opened: None,
             _arguments: arguments,
             _environment: environment,
+        })
+    }
+
+    /// Prepares to execute the init at `program`, see [`crate::init`], which executes `args`. The descriptor has to be open still
+    /// when that happens.
+    pub(crate) fn of_init(
+        program: BorrowedFd<'_>,
+        args: &[String],
+        environment: Vec<CString>,
+    ) -> Result<Self, LaunchError> {
+        let mut all = vec![init::NAME.to_owned()];
+        all.extend_from_slice(args);
+        Ok(Self {
+            opened: Some(program.as_raw_fd()),
+            ..Self::new(&all, environment)?
         })
     }
 
     /// Executes it. Returns only when that fails.
     pub(crate) fn execute(&self) -> LaunchError {
         let (arguments, environment) = (&self.argument_list, &self.environment_list);
+        if let Some(program) = self.opened {
+            // SAFETY: the path is a NUL-terminated string, and both lists hold pointers to such strings, which `self` keeps, and end
+            // with a null pointer.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_execveat,
+                    program,
+                    c"".as_ptr(),
+                    arguments.as_ptr(),
+                    environment.as_ptr(),
+                    libc::AT_EMPTY_PATH,
+                )
+            };
+            return LaunchError::NotExecutable {
+                program: self.name.clone(),
+                reason: io::Error::last_os_error().to_string(),
+            };
+        }
         for candidate in &self.candidates {
             // SAFETY: the path is a NUL-terminated string, and both lists hold pointers to such strings, which `self` keeps,
             // and end with a null pointer.

@@ -21,7 +21,7 @@ use rustix::{
 
 use crate::{
     error::{Context, LaunchError},
-    mounts,
+    mounts::{self, Reach},
 };
 
 /// Most links that are followed one after the other: the kernel's own limit (`MAXSYMLINKS`).
@@ -128,9 +128,13 @@ pub fn rewrite(directory: &Path, index: usize, file: &FileSpec) -> Result<(), La
         .step_on("write", &file.path)
 }
 
-/// Binds the prepared files. Called inside of the root filesystem.
-pub(crate) fn bind(files: &[Prepared]) -> Result<(), LaunchError> {
+/// Binds the prepared files, `read_only` or not. Called inside of the root filesystem.
+pub(crate) fn bind(files: &[Prepared], read_only: bool) -> Result<(), LaunchError> {
     for Prepared { spec, tree, .. } in files {
+        if read_only {
+            mounts::set_attributes(tree, libc::MOUNT_ATTR_RDONLY, Reach::Itself)
+                .step_on("make read-only", &spec.path)?;
+        }
         let target = target_file(&spec.path).step_on("bind a file over", &spec.path)?;
         mounts::attach(tree, &target).step_on("bind a file over", &spec.path)?;
     }

@@ -11,11 +11,12 @@
 //! | it joins its cgroup and takes that for the root of its cgroup namespace | [`cgroup`] |
 //! | it enters the root filesystem and lets go of the old one | [`rootfs`] |
 //! | mounts, device nodes, kernel settings, the engine's files, hidden and read-only paths | [`mounts`], [`devices`], [`sysctls`], [`files`], [`masked`] |
+//! | what only some want: further mounts, settings, devices; a root filesystem that can only be read | `extras`, `volume` |
 //! | user and groups are looked up in the image's own files | [`user`] |
 //! | working directory, standard streams, limits, signals, capabilities, identity | `child`, [`rlimits`], [`signals`], [`capabilities`] |
 //! | a terminal of the sandbox's own in the place of the three streams | [`terminal`] |
 //! | the filter of system calls | [`filter`] |
-//! | the program is found and executed | [`exec`] |
+//! | the program is found and executed, by an init where one is wanted | [`exec`], [`init`] |
 //!
 //! A further process of a sandbox that runs enters by [`enter`], and goes the last three steps. A process of the caller's own
 //! that works on the sandbox's files goes the way of `visit`.
@@ -34,8 +35,10 @@ pub mod devices;
 pub mod enter;
 pub mod error;
 pub mod exec;
+mod extras;
 pub mod files;
 pub mod filter;
+pub mod init;
 pub mod masked;
 pub mod mounts;
 pub mod namespaces;
@@ -49,6 +52,7 @@ pub mod terminal;
 mod trees;
 pub mod user;
 mod visit;
+mod volume;
 pub mod zygote;
 
 use std::{

@@ -43,6 +43,8 @@ pub(crate) const NAMESPACES: c_int =
 pub(crate) struct Kept {
     /// What it executes.
     pub program: Option<Program>,
+    /// The filter of its system calls, where it is not one of the caller's own.
+    pub filter: Vec<libc::sock_filter>,
     /// Its pid, where it has looked at it.
     pub pid: u32,
 }

@@ -58,14 +58,21 @@ pub struct Identity {
     pub home: String,
 }
 
-/// Looks `user` up in the files of the root filesystem that the calling process is in.
+/// Looks `user` up in the files of the root filesystem that the calling process is in. It is in the groups `more` too.
 ///
 /// # Errors
 /// [`UserError`].
-pub(crate) fn resolve(user: &str) -> Result<Identity, UserError> {
+pub(crate) fn resolve(user: &str, more: &[String]) -> Result<Identity, UserError> {
     let passwd = read("/etc/passwd")?;
     let group = read("/etc/group")?;
-    lookup(user, &passwd, &group)
+    let mut identity = lookup(user, &passwd, &group)?;
+    for wanted in more {
+        let gid = find_group(wanted, &group)?;
+        if !identity.groups.contains(&gid) {
+            identity.groups.push(gid);
+        }
+    }
+    Ok(identity)
 }
 
 /// Reads a file of the image; one that is missing is as an empty one. It is the image's author who says what it

@@ -20,7 +20,7 @@ use crate::{
     error::{Context, LaunchError},
     filter::{self, Filter},
     namespaces::FAILED,
-    rootfs::{self, Root},
+    rootfs::{self, Devices, Root},
 };
 
 /// As [`crate::enter::Entrance::visit`], in the root filesystem of a sandbox that does not run, which is mounted for this process
@@ -38,7 +38,7 @@ pub fn visit_root(
         // SAFETY: CLONE_NEWNS gives this process a mount namespace of its own; no file descriptor is unshared.
         unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.step("create a mount namespace")?;
         rootfs::make_private()?;
-        rootfs::enter(root.mount()?)
+        rootfs::enter(root.mount()?, Devices::Few)
     };
     fork(stdio, filter, enter, body)
 }

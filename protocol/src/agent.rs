@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Version of these messages. The supervisor refuses an agent that says another.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Most bytes of a frame to the agent (the environment and the engine's files are in it).
 pub const TO_AGENT_BYTES: usize = 2 << 20;
@@ -149,6 +149,8 @@ pub enum FromAgent {
         /// Where the time went.
         costs: UnpackCosts,
     },
+    /// The guest's kernel has killed a process for want of memory. Said before the end of a process that may be why.
+    OomKilled,
     /// Answer to [`ToAgent::Pack`]: everything has been written to the stream.
     Packed {
         /// Bytes of it.

@@ -67,6 +67,10 @@ pub struct RunJob {
     pub image: String,
     /// The directory of the sandbox's writable layer, which belongs to the namespace's root.
     pub layer: String,
+    /// Devices of the host's that the sandbox gets, by their paths.
+    pub devices: Vec<String>,
+    /// Volumes, and what the user binds, by their paths: directories or files.
+    pub volumes: Vec<String>,
     /// The `cgroup.procs` of the cgroups that the sandbox is to be in, open for writing.
     pub cgroups: Vec<FdIndex>,
 }

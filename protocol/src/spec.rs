@@ -17,10 +17,16 @@ pub struct ProcessSpec {
     /// As in an image's `User`: ``, `name`, `uid`, `name:group`, `uid:gid` …, looked up in the image's own
     /// `/etc/passwd` and `/etc/group`.
     pub user: String,
+    /// Supplementary groups beside those that the image gives the user: names or numbers.
+    pub groups: Vec<String>,
     /// Bounding and permitted set; a user other than root has none of them after the exec.
     pub capabilities: CapabilitySet,
     /// Sets `PR_SET_NO_NEW_PRIVS`.
     pub no_new_privileges: bool,
+    /// What the process may ask of the kernel.
+    pub seccomp: Seccomp,
+    /// Whether an init of brig's runs the program as its child, hands signals on to it and collects orphans.
+    pub init: bool,
     /// Resource limits.
     pub rlimits: Vec<Rlimit>,
     /// Whether a [`crate::stream::StreamHeader::Stdin`] connection will come; without it standard input is
@@ -29,6 +35,31 @@ pub struct ProcessSpec {
     /// With a terminal of this size for its three streams. What it writes comes as
     /// [`crate::stream::StreamHeader::Stdout`] then, and there is no stream for standard error.
     pub tty: Option<WindowSize>,
+}
+
+/// A filter of system calls (seccomp(2)).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seccomp {
+    /// That of the isolation: none in a guest, as Docker's on the host's kernel.
+    #[default]
+    Default,
+    /// None.
+    Unconfined,
+    /// A program of classic BPF.
+    Program(Vec<BpfInstruction>),
+}
+
+/// An instruction of classic BPF (linux/filter.h, `struct sock_filter`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BpfInstruction {
+    /// What it does.
+    pub code: u16,
+    /// Instructions to pass over when a comparison holds.
+    pub jt: u8,
+    /// The same when it does not.
+    pub jf: u8,
+    /// Its constant.
+    pub k: u32,
 }
 
 /// The size of a terminal in characters; zeros where nobody knows it (`ioctl_tty(2)`, `TIOCSWINSZ`).
@@ -62,9 +93,69 @@ pub struct SandboxSpec {
     pub readonly_paths: Vec<String>,
     /// Limits of the sandbox's cgroup.
     pub cgroup: CgroupSpec,
+    /// What only some sandboxes have.
+    pub extras: Extras,
     /// The sandbox's first process.
     pub process: ProcessSpec,
 }
+
+/// What a user wants beside what every sandbox has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extras {
+    /// What is mounted after everything else, in this order.
+    pub mounts: Vec<UserMount>,
+    /// Kernel settings: the file below `/proc/sys`, the value.
+    pub sysctls: Vec<(String, String)>,
+    /// Whether the root filesystem and the engine's files can only be read.
+    pub read_only: bool,
+    /// Whether device nodes can be made and opened, and all of the kernel's are there. On a kernel of its own only.
+    pub all_devices: bool,
+    /// Devices of the host's: the path at which each is to be. The caller has them in [`HOST_DEVICES`], under their
+    /// positions.
+    pub devices: Vec<String>,
+}
+
+/// Where the caller of the launcher has the devices of the host's that a sandbox gets.
+pub const HOST_DEVICES: &str = "/dev/host";
+
+/// A filesystem that the user mounts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UserMount {
+    /// A new one. A tmpfs whose options say no mode has that of the directory that it covers, or 1777.
+    New(MountSpec),
+    /// Files that outlive the sandbox.
+    Volume(VolumeSpec),
+}
+
+/// Files that outlive a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSpec {
+    /// Where they come from.
+    pub source: VolumeSource,
+    /// Absolute path inside of the root filesystem; made when it is missing.
+    pub target: String,
+    /// Whether they can only be read.
+    pub read_only: bool,
+    /// Whether they become what the image has at the target, when there are none.
+    pub copy: bool,
+}
+
+/// Where a volume comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeSource {
+    /// The directory of this name on the ext4 filesystem of a disk.
+    Disk {
+        /// The disk's position.
+        disk: u8,
+        /// The directory.
+        directory: String,
+    },
+    /// What the caller has in [`HOST_VOLUMES`], under this number: a directory, or a file.
+    Host(u8),
+}
+
+/// Where the caller of the launcher has the volumes that a sandbox gets on the host's kernel.
+pub const HOST_VOLUMES: &str = "/volumes";
 
 /// Where a root filesystem comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

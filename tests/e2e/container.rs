@@ -11,7 +11,7 @@ use brig_tests::{
 use serde_json::json;
 use tempfile::NamedTempFile;
 
-use crate::{crash, files, lifecycle, logs, ports, process, watch};
+use crate::{crash, files, lifecycle, logs, options, policies, ports, process, volumes, watch};
 
 /// Tests of other files, in containers.
 pub const SHARED: &[Test] = &tests_in_containers! {
@@ -48,6 +48,12 @@ pub const SHARED: &[Test] = &tests_in_containers! {
         crash::a_killed_vmm_ends_its_sandbox,
         watch::what_happens_is_told_and_what_runs_is_shown,
         files::files_go_in_and_out_of_a_sandbox_that_runs_or_not,
+        options::options_of_run_do_what_they_say,
+        policies::a_process_is_started_again_as_its_policy_says,
+        policies::a_log_rotates_and_is_followed_through_that,
+        policies::a_full_disk_stops_the_log_and_nothing_else,
+        policies::a_lack_of_memory_is_told,
+        volumes::a_volume_outlives_its_sandboxes,
 };
 
 tests! {

@@ -21,6 +21,8 @@ mod images;
 mod layers;
 mod lifecycle;
 mod logs;
+mod options;
+mod policies;
 mod ports;
 mod process;
 mod recipes;
@@ -31,6 +33,7 @@ mod servers;
 mod settings;
 mod start_time;
 mod terminals;
+mod volumes;
 mod walls;
 mod watch;
 
@@ -57,6 +60,8 @@ fn main() -> ExitCode {
         layers::TESTS,
         lifecycle::TESTS,
         logs::TESTS,
+        options::TESTS,
+        policies::TESTS,
         ports::TESTS,
         process::TESTS,
         recipes::TESTS,
@@ -66,6 +71,7 @@ fn main() -> ExitCode {
         servers::TESTS,
         settings::TESTS,
         terminals::TESTS,
+        volumes::TESTS,
         walls::TESTS,
         watch::TESTS,
     ];

@@ -6,11 +6,13 @@ use brig_engine::{
     CreateOptions, Engine, Isolation, SandboxId,
     device_rate::DeviceRates,
     engine::{Draft, SnapshotOptions},
+    options::{HostOptions, LogOptions, MountOption, RestartPolicy, SeccompOption, SecurityOption, limit},
     port::{PORTS_MAX, PortError, PublishedPort},
     sandbox::{Config, health::HealthOptions},
     settings::Settings,
     template,
     unpack::{self, Timing},
+    volume::VolumeMount,
 };
 
 use super::{
@@ -68,6 +70,9 @@ impl Wanted {
             ports: ports(options)?,
             stop_signal: options.stop_signal,
             auto_remove: options.rm,
+            restart: restart(options)?,
+            stop_timeout: options.stop_timeout,
+            log: LogOptions::parse(&options.wishes.log_opt).map_err(Failure::of_run)?,
             labels: all_labels(options)?,
         };
         Ok(Self::Snapshot(snapshot.clone(), wishes))
@@ -150,7 +155,12 @@ fn wishes(options: &Create, detach: bool) -> Result<CreateOptions, Failure> {
     env.extend(options.env.iter().cloned());
     Ok(CreateOptions {
         isolation: options.isolation.unwrap_or_default(),
-        pids: options.pids_limit,
+        pids: options.pids_limit.and_then(|limit| limit.0),
+        swap: options.wishes.memory_swap,
+        cpu_shares: options.wishes.cpu_shares,
+        oom_kill_disable: options.wishes.oom_kill_disable,
+        mounts: mounts(options),
+        options: host_options(options)?,
         image: options.image().to_owned(),
         command: options.command().to_vec(),
         entrypoint: options.entrypoint.clone(),
@@ -189,6 +199,68 @@ fn wishes(options: &Create, detach: bool) -> Result<CreateOptions, Failure> {
     })
 }
 
+/// What has ended is removed, or started again.
+fn restart(options: &Create) -> Result<RestartPolicy, Failure> {
+    if options.rm && options.restart != RestartPolicy::No {
+        return Err(Failure::usage(
+            "--restart conflicts with --rm, which removes what has ended".to_owned(),
+        ));
+    }
+    Ok(options.restart)
+}
+
+fn mounts(options: &Create) -> Vec<VolumeMount> {
+    let volumes = options.wishes.volume.iter().map(|option| option.0.clone());
+    let mounts = options.wishes.mount.iter().filter_map(|option| match option {
+        MountOption::Volume(mount) => Some(mount.clone()),
+        MountOption::Tmpfs(_) => None,
+    });
+    volumes.chain(mounts).collect()
+}
+
+fn host_options(options: &Create) -> Result<HostOptions, Failure> {
+    let wishes = &options.wishes;
+    let mut chosen = HostOptions {
+        restart: restart(options)?,
+        stop_timeout: options.stop_timeout,
+        init: wishes.init,
+        read_only: wishes.read_only,
+        tmpfs: wishes.tmpfs.clone(),
+        shm_bytes: wishes.shm_size,
+        ulimits: wishes.ulimit.clone(),
+        cap_add: wishes.cap_add.clone(),
+        cap_drop: wishes.cap_drop.clone(),
+        privileged: wishes.privileged,
+        groups: wishes.group_add.clone(),
+        hosts: wishes.add_host.clone(),
+        dns: wishes.dns.clone(),
+        dns_search: wishes.dns_search.clone(),
+        dns_options: wishes.dns_option.clone(),
+        log: LogOptions::parse(&wishes.log_opt).map_err(Failure::of_run)?,
+        storage_bytes: limit::storage(&wishes.storage_opt).map_err(Failure::of_run)?,
+        sysctls: wishes.sysctl.clone(),
+        devices: wishes.device.clone(),
+        ..HostOptions::default()
+    };
+    chosen
+        .tmpfs
+        .extend(wishes.mount.iter().filter_map(|option| match option {
+            MountOption::Tmpfs(tmpfs) => Some(tmpfs.clone()),
+            MountOption::Volume(_) => None,
+        }));
+    for option in &wishes.security_opt {
+        match option {
+            SecurityOption::NoNewPrivileges(value) => chosen.no_new_privileges = *value,
+            SecurityOption::Builtin => chosen.seccomp = SeccompOption::Default,
+            SecurityOption::Unconfined => chosen.seccomp = SeccompOption::Unconfined,
+            SecurityOption::Profile(path) => {
+                chosen.seccomp = SeccompOption::read(path.clone()).map_err(Failure::of_run)?;
+            }
+        }
+    }
+    Ok(chosen)
+}
+
 /// `NAME` alone takes the value that brig itself has, and stands for nothing when it has none.
 pub(super) fn environment(entries: &[String]) -> Vec<String> {
     let with_value = |entry: &String| {
@@ -214,7 +286,7 @@ fn all_labels(options: &Create) -> Result<BTreeMap<String, String>, Failure> {
     Ok(labels(&entries))
 }
 
-fn labels(entries: &[String]) -> BTreeMap<String, String> {
+pub(super) fn labels(entries: &[String]) -> BTreeMap<String, String> {
     entries
         .iter()
         .map(|entry| entry.split_once('=').unwrap_or((entry, "")))

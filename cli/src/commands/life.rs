@@ -1,22 +1,40 @@
-//! `stop`, `rm`, `wait` and `kill`: each does its work for all sandboxes that it is given, and fails at the end when it
+//! `stop`, `update`, `rm`, `wait` and `kill`: each does its work for all sandboxes that it is given, and fails at the end when it
 //! failed for one.
 
-use brig_engine::{Engine, Error, signal::Signal};
+use brig_engine::{Engine, Error, engine::Changes, signal::Signal};
 
 use super::print;
 use crate::{
-    arguments::{Kill, Rm, Sandboxes, Stop},
+    arguments::{Kill, Rm, Sandboxes, Stop, Update},
     failure::Failure,
 };
 
 /// `brig stop`.
 pub async fn stop(engine: &Engine, options: &Stop) -> Result<i32, Failure> {
-    // A negative time waits for ever.
-    let timeout_s = u32::try_from(options.time).ok();
+    let mut outcome = Outcome::default();
+    if options.shutdown {
+        engine.stop_with_host().await?;
+    }
+    for reference in &options.sandboxes {
+        let stopped = engine.stop(reference, options.signal, options.time).await;
+        outcome.take(stopped.map(|()| reference.clone()))?;
+    }
+    outcome.code()
+}
+
+/// `brig update`.
+pub fn update(engine: &Engine, options: &Update) -> Result<i32, Failure> {
+    let changes = Changes {
+        restart: options.restart,
+        memory: options.memory,
+        swap: options.memory_swap,
+        cpus: options.cpus,
+        cpu_shares: options.cpu_shares,
+        pids: options.pids_limit.map(|limit| limit.0),
+    };
     let mut outcome = Outcome::default();
     for reference in &options.sandboxes.sandboxes {
-        let stopped = engine.stop(reference, options.signal, timeout_s).await;
-        outcome.take(stopped.map(|()| reference.clone()))?;
+        outcome.take(engine.update(reference, &changes).map(|()| reference.clone()))?;
     }
     outcome.code()
 }
@@ -25,7 +43,9 @@ pub async fn stop(engine: &Engine, options: &Stop) -> Result<i32, Failure> {
 pub async fn remove(engine: &Engine, options: &Rm) -> Result<i32, Failure> {
     let mut outcome = Outcome::default();
     for reference in &options.sandboxes.sandboxes {
-        let removed = engine.remove(reference, options.force).await;
+        let removed = engine
+            .remove_with(reference, options.force, options.volumes)
+            .await;
         outcome.take(removed.map(|()| reference.clone()))?;
     }
     outcome.code()

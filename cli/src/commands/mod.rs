@@ -22,6 +22,7 @@ mod stats;
 mod system;
 mod template;
 mod top;
+mod volume;
 
 use std::{
     fmt::Display,
@@ -51,6 +52,7 @@ pub async fn dispatch(command: Command, began_ns: u64) -> Result<i32, Failure> {
         Command::Port(options) => list::port(&engine, &options),
         Command::Inspect(options) => list::inspect(&engine, &options),
         Command::Stop(options) => life::stop(&engine, &options).await,
+        Command::Update(options) => life::update(&engine, &options),
         Command::Start(options) => run::start(&engine, &options).await,
         Command::Exec(options) => exec::exec(&engine, &options).await,
         Command::Attach(options) => exec::attach(&engine, &options).await,
@@ -76,6 +78,7 @@ pub async fn dispatch(command: Command, began_ns: u64) -> Result<i32, Failure> {
         Command::Diff(options) => pack::diff(&engine, &options).await,
         Command::Image(command) => images::dispatch(&engine, command),
         Command::Snapshot(command) => snapshot::dispatch(&engine, command).await,
+        Command::Volume(command) => volume::dispatch(&engine, &command),
         Command::Fork(options) => fork::fork(engine, &options).await,
         Command::Template(command) => template::dispatch(&engine, command).await,
         Command::System(command) => system::dispatch(&engine, &command).await,

@@ -41,7 +41,9 @@ pub fn ps(engine: &Engine, options: &Ps) -> Result<i32, Failure> {
     // As with Docker these ask for sandboxes that do not run, too.
     let all = options.all || last.is_some() || filters.status.is_some();
     let mut sandboxes = engine.list()?;
-    sandboxes.retain(|sandbox| (all || sandbox.is_running()) && filters.fits(sandbox));
+    sandboxes.retain(|sandbox| {
+        (all || sandbox.is_running() || sandbox.state.status == Status::Restarting) && filters.fits(sandbox)
+    });
     sandboxes.truncate(last.unwrap_or(usize::MAX));
     if options.quiet {
         print_lines(sandboxes.iter().map(|sandbox| id(sandbox, options.no_trunc)))?;
@@ -123,6 +125,13 @@ fn status(sandbox: &Sandbox, now: Timestamp) -> String {
             format!(
                 "Up {}{health}{paused}",
                 text::since(state.started.unwrap_or(now), now)
+            )
+        }
+        Status::Restarting => {
+            format!(
+                "Restarting ({}) {} ago",
+                state.exit_code,
+                text::since(state.finished.unwrap_or(now), now)
             )
         }
         Status::Exited => {

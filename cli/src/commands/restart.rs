@@ -36,10 +36,8 @@ async fn again(engine: &Engine, reference: &str, options: &Restart) -> Result<()
             "cannot restart {reference}: it was started with --rm, so it goes when it stops"
         )));
     }
-    // A negative time waits for ever.
-    let timeout_s = u32::try_from(options.time).ok();
     engine
-        .stop(sandbox.id().as_str(), options.signal, timeout_s)
+        .stop(sandbox.id().as_str(), options.signal, options.time)
         .await?;
     let start = Start::of(reference)
         .ok_or_else(|| Failure::command(format!("cannot start {reference}: it is no name of a sandbox")))?;

@@ -6,6 +6,7 @@ use brig_engine::{
     control::WindowSize,
     engine::{Session, StartOptions, Summoned},
     error::chain,
+    sandbox::Status,
     template::{self, Ensured, Shape},
     unpack::{self, Report},
 };
@@ -177,7 +178,17 @@ async fn start_created(start: Start<'_>, interrupts: &mut Interrupts) -> Result<
 
 /// `brig start`.
 pub async fn start(engine: &Engine, options: &StartArguments) -> Result<i32, Failure> {
-    let references = &options.sandboxes.sandboxes;
+    let wanted: Vec<String>;
+    let references = if options.restart_policy {
+        let sandboxes = engine.wanted_after_boot()?;
+        wanted = sandboxes
+            .iter()
+            .map(|sandbox| sandbox.config.name.clone())
+            .collect();
+        &wanted
+    } else {
+        &options.sandboxes
+    };
     if (options.attach || options.interactive) && references.len() > 1 {
         return Err(Failure::usage(
             "with -a or -i only one sandbox can be started at a time".to_owned(),
@@ -215,7 +226,7 @@ async fn start_one(
     };
     check_input(stay.stdin, stay.tty)?;
     let id = sandbox.id();
-    if sandbox.is_running() {
+    if sandbox.is_running() || sandbox.state.status == Status::Restarting && !attach {
         // As with Docker that is no error.
         if !attach {
             return Ok(None);

@@ -11,6 +11,7 @@ use std::{
 use crate::{
     Error, SandboxId,
     device_rate::{Kind, Number},
+    options::Swap,
     resources::{Cpus, MemoryMib},
     sandbox::{Config, config::Limits},
 };
@@ -58,6 +59,7 @@ pub fn limits_of_vmm(config: &Config) -> Limits {
         memory: Some(MemoryMib::sum([mib, mib / PAGE_TABLES_PART, VMM_MIB])),
         cpus: Some(Cpus::whole(u32::from(config.cpus.vcpus()) + 1)),
         pids: Some(VMM_THREADS),
+        ..Limits::default()
     }
 }
 
@@ -166,6 +168,65 @@ impl Cgroups {
     }
 }
 
+/// Sets the limits of a running sandbox, whose cgroups are there.
+///
+/// # Errors
+/// [`Error::Isolation`].
+pub fn change(id: &SandboxId, limits: &Limits) -> Result<(), Error> {
+    let (version, bases) = if is_unified() {
+        (
+            Version::Two,
+            vec![("", unified_parent().map(|parent| parent.join(PARENT)))],
+        )
+    } else {
+        let base = |controller| (controller, legacy_base(controller));
+        (Version::One, ["memory", "cpu", "pids"].map(base).into())
+    };
+    for (controller, base) in bases {
+        let Ok(base) = base else { continue };
+        let directory = base.join(id.as_str());
+        if !directory.exists() {
+            continue;
+        }
+        let wanted: Vec<Setting> = settings(limits, version)
+            .into_iter()
+            .filter(|(file, _)| file.starts_with(controller))
+            .collect();
+        // Memory must never be above memory and swap together: in one order or in the other one it is not.
+        let forward = wanted
+            .iter()
+            .try_for_each(|(file, value)| set(&directory, file, value));
+        if forward.is_err() {
+            let backward = wanted.iter().rev();
+            backward
+                .into_iter()
+                .try_for_each(|(file, value)| set(&directory, file, value))
+                .map_err(|e| cannot(&named(&directory, e)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Checks what a version of cgroups does not have.
+///
+/// # Errors
+/// [`Error::Option`].
+pub fn check(limits: &Limits) -> Result<(), Error> {
+    if limits.oom_kill_disable && is_unified() {
+        return Err(Error::option(
+            "--oom-kill-disable",
+            "cgroups of version 2 cannot do that: use --memory",
+        ));
+    }
+    if limits.oom_kill_disable && limits.memory.is_none() {
+        return Err(Error::option(
+            "--oom-kill-disable",
+            "without --memory the whole host would wait for memory: give it too",
+        ));
+    }
+    Ok(())
+}
+
 /// Removes what is left of a sandbox's cgroups. False while there is a process in one.
 pub fn forget(id: &SandboxId) -> bool {
     let bases = if is_unified() {
@@ -212,6 +273,26 @@ pub fn in_force(text: &str) -> InForce {
         cpus: quota.map(time),
         pids,
     }
+}
+
+/// How many processes of a sandbox the kernel has killed for want of memory.
+pub fn oom_kills(id: &SandboxId) -> u64 {
+    let (base, file) = if is_unified() {
+        (
+            unified_parent().map(|parent| parent.join(PARENT)),
+            "memory.events",
+        )
+    } else {
+        (legacy_base("memory"), "memory.oom_control")
+    };
+    let text = base.and_then(|base| fs::read_to_string(base.join(id.as_str()).join(file)));
+    text.ok().and_then(|text| oom_kills_in(&text)).unwrap_or(0)
+}
+
+/// Both files have a line `oom_kill NUMBER`.
+fn oom_kills_in(text: &str) -> Option<u64> {
+    let mut counts = text.lines().filter_map(|line| line.strip_prefix("oom_kill "));
+    counts.next()?.trim().parse().ok()
 }
 
 /// What a cgroup has counted, as far as it counts.
@@ -273,16 +354,39 @@ fn settings(limits: &Limits, version: Version) -> Vec<Setting> {
     let mut settings = Vec::new();
     if let Some(memory) = limits.memory {
         let bytes = memory.bytes();
-        // As Docker: as much swap as memory.
+        // As Docker: as much swap as memory, when nobody says otherwise.
+        let swap = match limits.swap {
+            None => Some(bytes),
+            Some(Swap::Total(total)) => Some(total.bytes().saturating_sub(bytes)),
+            Some(Swap::Unlimited) => None,
+        };
         match version {
             Version::Two => settings.extend([
                 ("memory.max", bytes.to_string()),
-                ("memory.swap.max", bytes.to_string()),
+                (
+                    "memory.swap.max",
+                    swap.map_or("max".to_owned(), |swap| swap.to_string()),
+                ),
             ]),
-            Version::One => settings.extend([
-                ("memory.limit_in_bytes", bytes.to_string()),
-                ("memory.memsw.limit_in_bytes", (bytes * 2).to_string()),
-            ]),
+            Version::One => {
+                settings.push(("memory.limit_in_bytes", bytes.to_string()));
+                if let Some(swap) = swap {
+                    settings.push(("memory.memsw.limit_in_bytes", (bytes + swap).to_string()));
+                }
+            }
+        }
+    }
+    if limits.oom_kill_disable {
+        settings.push(("memory.oom_control", "1".to_owned()));
+    }
+    if let Some(shares) = limits.cpu_shares {
+        match version {
+            // As runc and the OCI runtime specification convert one to the other.
+            Version::Two => {
+                let weight = 1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142;
+                settings.push(("cpu.weight", weight.to_string()));
+            }
+            Version::One => settings.push(("cpu.shares", shares.to_string())),
         }
     }
     if let Some(cpus) = limits.cpus {
@@ -441,6 +545,7 @@ mod tests {
             memory: Some("64m".parse().unwrap()),
             cpus: Some("1.5".parse().unwrap()),
             pids: Some(10),
+            ..Limits::default()
         }
     }
 
@@ -484,6 +589,32 @@ mod tests {
     }
 
     #[test]
+    fn swap_and_shares_are_written_as_each_version_wants_them() {
+        let limits = Limits {
+            swap: Some("96m".parse().unwrap()),
+            cpu_shares: Some(1024),
+            oom_kill_disable: true,
+            ..limits()
+        };
+        let one = settings(&limits, Version::One);
+        for expected in [
+            ("memory.memsw.limit_in_bytes", (96u64 << 20).to_string()),
+            ("cpu.shares", "1024".to_owned()),
+            ("memory.oom_control", "1".to_owned()),
+        ] {
+            assert!(one.contains(&expected), "{expected:?}");
+        }
+        let two = settings(&limits, Version::Two);
+        assert!(two.contains(&("memory.swap.max", (32u64 << 20).to_string())));
+        assert!(two.contains(&("cpu.weight", "39".to_owned())));
+        let unlimited = Limits {
+            swap: Some(Swap::Unlimited),
+            ..limits
+        };
+        assert!(settings(&unlimited, Version::Two).contains(&("memory.swap.max", "max".to_owned())));
+    }
+
+    #[test]
     fn no_limit_needs_no_cgroup() {
         let id = SandboxId::random().unwrap();
         assert!(Cgroups::create(&id, &Limits::default(), &[]).unwrap().is_none());
@@ -523,6 +654,19 @@ mod tests {
         child.wait().unwrap();
         drop(cgroups);
         assert!(forget(&id));
+    }
+
+    #[test]
+    fn kills_for_want_of_memory_are_counted_in_both_versions() {
+        assert_eq!(
+            oom_kills_in("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"),
+            Some(3)
+        );
+        assert_eq!(
+            oom_kills_in("low 0\nhigh 0\nmax 9\noom 1\noom_kill 1\noom_group_kill 0\n"),
+            Some(1)
+        );
+        assert_eq!(oom_kills_in("oom_kill_disable 0\nunder_oom 0\n"), None);
     }
 
     #[test]

@@ -114,6 +114,8 @@ impl Engine {
                 image,
                 layer: make_layer(&directory, &ids)?,
                 ids: ids.map().clone(),
+                devices: Vec::new(),
+                volumes: Vec::new(),
                 cgroups: None,
             };
             let host = Machine::new(&self.paths).of_sandbox(sandbox.id());

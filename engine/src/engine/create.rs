@@ -7,7 +7,9 @@ use jiff::Timestamp;
 
 use crate::{
     Error, Isolation, SandboxId,
+    cell::cgroups,
     device_rate::DeviceRates,
+    options::{HostOptions, RestartPolicy, Swap},
     port::{self, PORTS_MAX, PortError, PublishedPort},
     resources::{Cpus, MemoryMib},
     sandbox::{
@@ -17,7 +19,11 @@ use crate::{
     },
     signal::Signal,
     spec,
+    volume::{Source, VolumeMount},
 };
+
+/// Most volumes of a sandbox: a guest has so many disks beside its own.
+const VOLUMES_MAX: usize = 8;
 
 /// What a user may choose. The default leaves everything to the image and to brig.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -48,6 +54,16 @@ pub struct CreateOptions {
     pub pids: Option<u64>,
     /// How fast it may read and write.
     pub device_rates: DeviceRates,
+    /// Memory and swap together.
+    pub swap: Option<Swap>,
+    /// Its share of CPU time.
+    pub cpu_shares: Option<u64>,
+    /// Whether nothing of it is killed for memory.
+    pub oom_kill_disable: bool,
+    /// Volumes and directories of the host's.
+    pub mounts: Vec<VolumeMount>,
+    /// What else there is to choose.
+    pub options: HostOptions,
     /// Ports to publish.
     pub ports: Vec<PublishedPort>,
     /// The signal that `stop` sends.
@@ -68,6 +84,20 @@ pub struct CreateOptions {
     pub publish_all: bool,
     /// Labels, beside those of the image.
     pub labels: BTreeMap<String, String>,
+}
+
+impl CreateOptions {
+    /// The limits that it wants.
+    fn limits(&self) -> Limits {
+        Limits {
+            memory: self.memory,
+            cpus: self.cpus,
+            pids: self.pids,
+            swap: self.swap,
+            cpu_shares: self.cpu_shares,
+            oom_kill_disable: self.oom_kill_disable,
+        }
+    }
 }
 
 /// A configuration that lacks an id, a name and what depends on them.
@@ -131,11 +161,7 @@ pub(super) fn draft(image: &Image, options: &CreateOptions) -> Result<Draft, Err
             stdin_once: options.stdin_once,
             tty: options.tty,
             isolation: options.isolation,
-            limits: Limits {
-                memory: options.memory,
-                cpus: options.cpus,
-                pids: options.pids,
-            },
+            limits: options.limits(),
             device_rates: options.device_rates.clone(),
             memory: match options.isolation {
                 Isolation::Vm => options.memory.unwrap_or(MemoryMib::DEFAULT).check_host()?,
@@ -150,6 +176,8 @@ pub(super) fn draft(image: &Image, options: &CreateOptions) -> Result<Draft, Err
             snapshot: None,
             health: HealthConfig::new(said.healthcheck.as_ref(), &said.shell, &options.health)?,
             volumes: said.volumes.clone(),
+            mounts: options.mounts.clone(),
+            options: options.options.clone(),
             labels,
         },
         image_id: image.id,
@@ -158,9 +186,113 @@ pub(super) fn draft(image: &Image, options: &CreateOptions) -> Result<Draft, Err
         image_env: said.env.clone(),
         user_env: options.env.clone(),
     };
+    check_limits(options)?;
+    options.options.check(options.isolation)?;
+    check_mounts(options)?;
+    if options.auto_remove && options.options.restart != RestartPolicy::No {
+        return Err(Error::option(
+            "--restart",
+            "it conflicts with --rm, which removes what has ended",
+        ));
+    }
+    // What does not compile is no filter.
+    options.options.seccomp.compile(options.options.capabilities())?;
     spec::environment("", options.tty, &draft.image_env, &draft.user_env)?;
     spec::check(&draft.clone_for_check())?;
     Ok(draft)
+}
+
+/// Checks the limits that only one isolation, or one kind of host, has.
+fn check_limits(options: &CreateOptions) -> Result<(), Error> {
+    if let Some(Swap::Total(total)) = options.swap {
+        match options.memory {
+            None => {
+                return Err(Error::option(
+                    "--memory-swap",
+                    "it needs --memory, of which it is a part",
+                ));
+            }
+            Some(memory) if total < memory => {
+                return Err(Error::option(
+                    "--memory-swap",
+                    "it is memory and swap together: not less than --memory",
+                ));
+            }
+            Some(_) => {}
+        }
+    }
+    if options.isolation == Isolation::Container {
+        return cgroups::check(&options.limits());
+    }
+    if options
+        .swap
+        .is_some_and(|swap| Some(swap) != options.memory.map(Swap::Total))
+    {
+        return Err(Error::option(
+            "--memory-swap",
+            "a guest has no swap: give it as much as --memory, or use --isolation container",
+        ));
+    }
+    if options.cpu_shares.is_some() {
+        return Err(Error::option(
+            "--cpu-shares",
+            "guests share the CPUs equally: use --cpus, or --isolation container",
+        ));
+    }
+    if options.oom_kill_disable {
+        return Err(Error::option(
+            "--oom-kill-disable",
+            "a guest's kernel has to kill something when its memory is full: use --memory",
+        ));
+    }
+    Ok(())
+}
+
+/// Checks what is mounted where.
+fn check_mounts(options: &CreateOptions) -> Result<(), Error> {
+    let refused = |reason: String| Err(Error::option("--volume", reason));
+    if options.mounts.len() > VOLUMES_MAX {
+        return refused(format!("a sandbox has {VOLUMES_MAX} volumes at most"));
+    }
+    let mut targets: Vec<&str> = options.mounts.iter().map(|mount| mount.target.as_str()).collect();
+    targets.extend(options.options.tmpfs.iter().map(|tmpfs| tmpfs.path.as_str()));
+    let mut targets: Vec<&str> = targets
+        .into_iter()
+        .map(|target| target.trim_end_matches('/'))
+        .collect();
+    targets.sort_unstable();
+    if let Some([target, _]) = targets.windows(2).find(|pair| pair[0] == pair[1]) {
+        return refused(format!("two things are to be mounted on {target}"));
+    }
+    for mount in &options.mounts {
+        if let Source::Host(path) = &mount.source {
+            let path = path.display();
+            if options.isolation == Isolation::Vm {
+                return refused(format!(
+                    "a guest cannot have {path} of the host: use a named volume and brig cp, or --isolation container"
+                ));
+            }
+            if let Err(e) = std::fs::metadata(path.to_string()) {
+                return refused(format!("{path}: {e}"));
+            }
+        }
+    }
+    // One disk cannot be mounted twice.
+    let mut names: Vec<_> = options
+        .mounts
+        .iter()
+        .filter_map(|mount| match &mount.source {
+            Source::Volume(name) => Some(name),
+            _ => None,
+        })
+        .collect();
+    names.sort_unstable();
+    if options.isolation == Isolation::Vm
+        && let Some([name, _]) = names.windows(2).find(|pair| pair[0] == pair[1])
+    {
+        return refused(format!("a guest can have {name} in one place only"));
+    }
+    Ok(())
 }
 
 /// The user's ports, and those of the image when all of them are wanted.
@@ -206,6 +338,16 @@ fn absolute(path: &str) -> String {
 impl Draft {
     fn clone_for_check(&self) -> Config {
         self.filled(self.config.id.clone(), String::new())
+    }
+
+    /// What is mounted.
+    pub(super) fn mounts(&self) -> &[VolumeMount] {
+        &self.config.mounts
+    }
+
+    /// Has other things mounted.
+    pub(super) fn set_mounts(&mut self, mounts: Vec<VolumeMount>) {
+        self.config.mounts = mounts;
     }
 
     /// The image.

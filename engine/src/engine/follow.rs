@@ -133,7 +133,7 @@ mod tests {
         let directory = Directory::new(temporary.path().to_owned());
         let (near, far) = UnixStream::pair().unwrap();
         let mut follower = LogFollower::open(&directory, LogOptions::default(), Some(far)).unwrap();
-        let mut log = LogWriter::open(&directory.log()).unwrap();
+        let mut log = LogWriter::open(&directory.log(), crate::options::LogOptions::default()).unwrap();
         for line in ["one\n", "two\n"] {
             let next = follower.next();
             tokio::pin!(next);
@@ -183,7 +183,7 @@ mod tests {
         let socket = control::bind(&paths.runtime, &id).unwrap();
         let mut follower = following.await.unwrap();
         let (connection, _) = socket.accept().await.unwrap();
-        LogWriter::open(&directory.log())
+        LogWriter::open(&directory.log(), crate::options::LogOptions::default())
             .unwrap()
             .write(Stream::Stdout, b"listening\n", Timestamp::UNIX_EPOCH)
             .unwrap();

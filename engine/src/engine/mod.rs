@@ -11,6 +11,7 @@
 //! | [`snapshots`] | saving running sandboxes, and making others of them |
 //! | [`pack`] | a sandbox's files: exporting, comparing, making an image of them |
 //! | [`tools`] | what runs in a sandbox, and what it takes |
+//! | [`update`] | what can be changed of a sandbox that is there |
 //! | [`usage`] | what everything takes from the disk |
 //! | [`follow`] | a log that is still being written |
 //!
@@ -25,9 +26,10 @@ mod pack;
 mod session;
 mod snapshots;
 mod tools;
+mod update;
 mod usage;
 
-use std::{io, time::Duration};
+use std::{io, task::Poll, time::Duration};
 
 use brig_image_store::{Image, Store};
 use brig_protocol::frame::FrameError;
@@ -43,11 +45,12 @@ pub use self::{
     session::{Message, Session, SessionInput, SessionOutput, StartOptions, Summoned},
     snapshots::SnapshotOptions,
     tools::{Measured, Meter},
+    update::Changes,
     usage::DiskUsage,
 };
 use crate::{
     Error, Isolation, Paths, SandboxId,
-    cell::HostIds,
+    cell::{HostIds, cgroups},
     control::{self, Exit, FRAME_BYTES, REQUEST_BYTES, Reply, Request},
     disk,
     error::CODE_BRIG,
@@ -63,6 +66,7 @@ use crate::{
     supervisor::Likely,
     template::{self, Cache, Ensured, Shape},
     unpack,
+    volume::{self, Source, Volumes},
 };
 
 /// The image that ships with brig.
@@ -194,6 +198,13 @@ impl Engine {
         draft
             .wanted_name()
             .map_or(Ok(()), |name| self.registry.check_name(name))?;
+        for mount in draft.mounts() {
+            if let Source::Volume(name) = &mount.source
+                && let Ok(record) = self.volumes().find(name)
+            {
+                volume::check_isolation(&record, draft.isolation())?;
+            }
+        }
         Ok(draft)
     }
 
@@ -201,11 +212,14 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::NameInUse`], those of making its disk. Nothing is left then.
-    pub fn create(&self, id: SandboxId, draft: Draft) -> Result<Config, Error> {
+    pub fn create(&self, id: SandboxId, mut draft: Draft) -> Result<Config, Error> {
         // Its disk is made at its first start; what that needs is told now.
         if draft.isolation() == Isolation::Vm {
             disk::blank(&self.paths)?;
         }
+        let volumes = self.volumes();
+        let mounts = volumes.make(draft.mounts())?;
+        draft.set_mounts(mounts.clone());
         let wanted = draft.wanted_name().map(ToOwned::to_owned);
         let (image_id, image) = (draft.image_id(), draft.image().to_owned());
         let make = || {
@@ -213,9 +227,47 @@ impl Engine {
             self.registry.create(id, wanted.as_deref(), finish, |_| Ok(()))
         };
         // Somebody may have removed it since it was found; from here on the sandbox keeps it.
-        self.store
-            .keeping(&image_id, make)?
-            .ok_or(Error::NoSuchImage(image))
+        let kept = self.store.keeping(&image_id, make);
+        let made = kept.and_then(|made| made.ok_or(Error::NoSuchImage(image)));
+        if made.is_err() {
+            volumes.forget_anonymous(&mounts, &[]);
+        }
+        made
+    }
+
+    /// Its volumes.
+    pub fn volumes(&self) -> Volumes {
+        Volumes::new(&self.paths)
+    }
+
+    /// Removes a volume that no sandbox has.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchVolume`], [`Error::VolumeInUse`], [`Error::File`].
+    pub fn remove_volume(&self, name: &str) -> Result<(), Error> {
+        self.volumes().remove(name, &self.list()?)
+    }
+
+    /// Removes the volumes that no sandbox has: those that nobody has named, or `all`. Gives their names and the bytes that they took.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn prune_volumes(&self, all: bool) -> Result<(Vec<String>, u64), Error> {
+        let (volumes, sandboxes) = (self.volumes(), self.list()?);
+        let (mut gone, mut bytes) = (Vec::new(), 0);
+        for record in volumes
+            .list()?
+            .into_iter()
+            .filter(|record| all || record.anonymous)
+        {
+            let took = volume::disk_usage(&volumes.path(&record.name));
+            // One that is in use stays.
+            if volumes.remove(&record.name, &sandboxes).is_ok() {
+                bytes += took;
+                gone.push(record.name);
+            }
+        }
+        Ok((gone, bytes))
     }
 
     /// All sandboxes, the newest first.
@@ -343,8 +395,8 @@ impl Engine {
         }
     }
 
-    /// Sends the stop signal (or another), SIGKILL after `timeout_s` seconds (`None`: never), and waits for the end. A
-    /// sandbox that is not running is left as it is.
+    /// Sends the stop signal (or another), SIGKILL after `seconds` (negative: never; `None`: what the sandbox was made with), and
+    /// waits for the end. A sandbox that is not running is left as it is.
     ///
     /// # Errors
     /// [`Error::NoSuchSandbox`], [`Error::Control`].
@@ -352,15 +404,87 @@ impl Engine {
         &self,
         reference: &str,
         signal: Option<Signal>,
-        timeout_s: Option<u32>,
+        seconds: Option<i32>,
     ) -> Result<(), Error> {
         let sandbox = self.find(reference)?;
+        let timeout_s = sandbox.config.stop_timeout(seconds);
         if sandbox.supervised {
             let signal = signal.unwrap_or(sandbox.config.stop_signal).number();
-            self.ask(sandbox.id(), &Request::Stop { signal, timeout_s })
-                .await?;
+            let request = Request::Stop {
+                signal,
+                timeout_s,
+                with_host: false,
+            };
+            self.ask(sandbox.id(), &request).await?;
             self.note(&sandbox, "stop", &[]);
+        } else if sandbox.state.interrupted {
+            // It is not to be started after a boot either.
+            self.registry.set_stopped(sandbox.id())?;
         }
+        Ok(())
+    }
+
+    /// Stops what runs, all at the same time, because the host goes down: what a restart policy says of it is done by
+    /// [`Self::wanted_after_boot`] after the next boot.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub async fn stop_with_host(&self) -> Result<(), Error> {
+        let running = self.list()?.into_iter().filter(|sandbox| sandbox.supervised);
+        let stops = running.map(|sandbox| async move {
+            let request = Request::Stop {
+                signal: sandbox.config.stop_signal.number(),
+                timeout_s: sandbox.config.stop_timeout(None),
+                with_host: true,
+            };
+            if self.ask(sandbox.id(), &request).await.is_ok() {
+                self.note(&sandbox, "stop", &[]);
+            }
+        });
+        let mut stops: Vec<_> = stops.map(Box::pin).collect();
+        // None waits for another.
+        std::future::poll_fn(|context| {
+            stops.retain_mut(|stop| stop.as_mut().poll(context).is_pending());
+            if stops.is_empty() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+        Ok(())
+    }
+
+    /// The sandboxes that do not run and are to be started after a boot, by what their restart policies say; the oldest first.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn wanted_after_boot(&self) -> Result<Vec<Sandbox>, Error> {
+        let mut all = self.list()?;
+        all.reverse();
+        all.retain(|sandbox| {
+            let (state, policy) = (&sandbox.state, sandbox.config.options.restart);
+            !sandbox.supervised
+                && state.started.is_some()
+                && policy.after_boot(state.interrupted, state.stopped, state.exit_code, state.restarts)
+        });
+        Ok(all)
+    }
+
+    /// Changes what can be changed of a sandbox, see [`Changes`].
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSandbox`]; [`Error::Option`] with what cannot be changed, or not while it runs.
+    pub fn update(&self, reference: &str, changes: &Changes) -> Result<(), Error> {
+        let sandbox = self.find(reference)?;
+        update::check(&sandbox, changes)?;
+        let config = self
+            .registry
+            .change(sandbox.id(), |config| update::apply(config, changes))?;
+        if sandbox.supervised && config.isolation == Isolation::Container {
+            cgroups::change(&config.id, &config.limits)?;
+        }
+        self.note(&sandbox, "update", &[]);
         Ok(())
     }
 
@@ -410,6 +534,14 @@ impl Engine {
     /// # Errors
     /// [`Error::RunningCannotRemove`], [`Error::NoSuchSandbox`].
     pub async fn remove(&self, reference: &str, force: bool) -> Result<(), Error> {
+        self.remove_with(reference, force, false).await
+    }
+
+    /// The same, and the sandbox's volumes that nobody has named, when they are to go too.
+    ///
+    /// # Errors
+    /// As [`Self::remove`].
+    pub async fn remove_with(&self, reference: &str, force: bool, volumes: bool) -> Result<(), Error> {
         let id = self.find(reference)?.config.id;
         for _ in 0..LOCK_TRIES {
             let sandbox = match self.registry.load(&id) {
@@ -428,7 +560,9 @@ impl Engine {
                 Ok(Some(lock)) => {
                     // A supervisor that was killed has left it.
                     let _ = std::fs::remove_file(control::socket_path(&self.paths.runtime, &id));
-                    return self.registry.remove(&id, &lock);
+                    return self
+                        .registry
+                        .remove(&id, &lock, volumes || sandbox.config.auto_remove);
                 }
                 // Its supervisor is just starting or ending, or somebody looks it up.
                 Ok(None) => tokio::time::sleep(LOCK_REST).await,

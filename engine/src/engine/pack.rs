@@ -180,6 +180,8 @@ impl Engine {
                 image: unpacked,
                 layer: make_layer(&self.registry.directory(sandbox.id()), &ids)?,
                 ids: ids.map().clone(),
+                devices: Vec::new(),
+                volumes: Vec::new(),
                 cgroups: None,
             };
             let host = Machine::new(&self.paths).of_sandbox(sandbox.id());

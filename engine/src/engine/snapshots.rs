@@ -12,6 +12,7 @@ use crate::{
     control::{Reply, Request, SavedSandbox},
     files,
     guest::Kvm,
+    options::{HostOptions, LogOptions, RestartPolicy},
     port::PublishedPort,
     sandbox::{Config, Sandbox},
     signal::Signal,
@@ -36,6 +37,12 @@ pub struct SnapshotOptions {
     pub stop_signal: Option<Signal>,
     /// Whether the sandbox goes with its process's end.
     pub auto_remove: bool,
+    /// What happens when its process has ended.
+    pub restart: RestartPolicy,
+    /// Seconds until SIGKILL when `stop` does not say.
+    pub stop_timeout: Option<i32>,
+    /// What becomes of its log.
+    pub log: LogOptions,
     /// Labels, beside those of the saved sandbox.
     pub labels: BTreeMap<String, String>,
 }
@@ -86,6 +93,12 @@ impl Engine {
             return Err(Error::NotRunning(reference.to_owned()));
         }
         needs_vm(&sandbox, reference, "saved")?;
+        if !sandbox.config.mounts.is_empty() {
+            return Err(Error::Save {
+                name: reference.to_owned(),
+                reason: "it has volumes, which another sandbox cannot have at the same time".to_owned(),
+            });
+        }
         let failed = |reason: String| Error::Save {
             name: reference.to_owned(),
             reason,
@@ -195,6 +208,12 @@ fn go_on_config(
         stop_signal: options.stop_signal.unwrap_or(saved.stop_signal),
         auto_remove: options.auto_remove,
         snapshot: Some(snapshot.to_owned()),
+        options: HostOptions {
+            restart: options.restart,
+            stop_timeout: options.stop_timeout.or(saved.options.stop_timeout),
+            log: options.log,
+            ..saved.options.clone()
+        },
         labels,
         ..saved.clone()
     }

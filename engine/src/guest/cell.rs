@@ -24,6 +24,10 @@ pub struct CellPlan {
     pub image: PathBuf,
     /// The directory of its writable layer, the namespace's root's own.
     pub layer: PathBuf,
+    /// The host's devices that it gets.
+    pub devices: Vec<String>,
+    /// Volumes, and what the user binds.
+    pub volumes: Vec<PathBuf>,
     /// Its cgroups, when it has limits.
     pub cgroups: Option<Cgroups>,
 }
@@ -51,6 +55,8 @@ impl Guest {
                 control: 0,
                 image: text(&plan.image),
                 layer: text(&plan.layer),
+                devices: plan.devices,
+                volumes: plan.volumes.iter().map(text).collect(),
                 cgroups: (1..).take(cgroups.len()).collect::<Vec<FdIndex>>(),
             }),
         };

@@ -1,7 +1,8 @@
 //! What a sandbox's process wrote, one JSON object a line as Docker's json-file driver writes it:
 //! `{"log":"text\n","stream":"stdout","time":"2026-01-02T03:04:05.678901234Z"}`.
 //!
-//! A log has at most two files, `log.json` and the older `log.json.1`, so that a sandbox cannot fill the host's disk.
+//! A log has at most two files, `log.json` and the older `log.json.1`, so that a sandbox cannot fill the host's disk; or as many of
+//! the size that the user says.
 
 mod reader;
 mod writer;
@@ -17,6 +18,9 @@ pub use self::{
 
 /// Bytes of `log.json` before it is moved to `log.json.1`.
 pub const FILE_BYTES: u64 = 64 << 20;
+
+/// Files of a log.
+pub const FILES: u32 = 2;
 
 /// Bytes of a line before it is cut into several entries, as Docker does.
 pub const LINE_BYTES: usize = 16 << 10;

@@ -12,7 +12,8 @@ use jiff::Timestamp;
 
 use serde::de::DeserializeOwned;
 
-use super::{Entry, writer::older};
+use super::{Entry, writer::numbered};
+use crate::options::limit::LOG_FILES as FILES_MAX;
 
 /// What a log's lines are.
 pub trait Dated: DeserializeOwned {
@@ -57,14 +58,11 @@ impl<E: Dated> LineReader<E> {
     pub fn open(path: &Path, options: LogOptions) -> io::Result<Self> {
         let mut reader = Self {
             path: path.to_owned(),
-            file: open(&older(path))?,
+            file: oldest(path)?,
             partial: Vec::new(),
             since: options.since,
             ready: VecDeque::new(),
         };
-        if reader.file.is_none() {
-            reader.file = open(path)?;
-        }
         if let Some(tail) = options.tail {
             let mut last = VecDeque::new();
             while let Some(entry) = reader.next()? {
@@ -116,25 +114,70 @@ impl<E: Dated> LineReader<E> {
         Ok(None)
     }
 
-    /// Goes on with `log.json` when the file that has been read is another one. Whether there may be more to read.
+    /// Goes on with the file that follows the one that has been read. Whether there may be more to read.
     fn next_file(&mut self) -> io::Result<bool> {
-        let Some(next) = open(&self.path)? else {
-            return Ok(false);
+        let next = match &mut self.file {
+            None => oldest(&self.path)?,
+            Some(current) => {
+                let own = identity(current.get_ref())?;
+                let next = match place(&self.path, own)? {
+                    // The newest.
+                    Some(0) => return Ok(false),
+                    Some(number) => open(&numbered(&self.path, number - 1))?,
+                    // It is gone, and what has followed it may be too.
+                    None => oldest(&self.path)?,
+                };
+                // They may have moved on meanwhile, and the one that was opened not be the next: look again.
+                if let (Some(next), Some(number)) = (&next, place(&self.path, own)?)
+                    && number > 0
+                    && place(&self.path, identity(next.get_ref())?)? != Some(number - 1)
+                {
+                    return Ok(true);
+                }
+                // The writer may have finished this file between the last read and now: then there is more in it.
+                if !current.fill_buf()?.is_empty() {
+                    return Ok(true);
+                }
+                next
+            }
         };
-        let identity = |file: &BufReader<File>| file.get_ref().metadata().map(|m| (m.dev(), m.ino()));
-        if let Some(current) = &mut self.file {
-            if identity(current)? == identity(&next)? {
-                return Ok(false);
-            }
-            // The writer may have finished this file between the last read and now: then there is more in it.
-            if !current.fill_buf()?.is_empty() {
-                return Ok(true);
-            }
-        }
+        let Some(next) = next else { return Ok(false) };
         self.partial.clear();
         self.file = Some(next);
         Ok(true)
     }
+}
+
+/// What tells a file from others.
+fn identity(file: &File) -> io::Result<(u64, u64)> {
+    file.metadata().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// How many newer files there are than the one with this identity; `None` when it is not there any more.
+fn place(path: &Path, wanted: (u64, u64)) -> io::Result<Option<u32>> {
+    for number in 0..=FILES_MAX {
+        match std::fs::metadata(numbered(path, number)) {
+            Ok(metadata) if (metadata.dev(), metadata.ino()) == wanted => return Ok(Some(number)),
+            Ok(_) => {}
+            // The newest may not be there yet.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && number == 0 => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(None)
+}
+
+/// The oldest file.
+fn oldest(path: &Path) -> io::Result<Option<BufReader<File>>> {
+    let mut oldest = open(path)?;
+    for number in 1..=FILES_MAX {
+        match open(&numbered(path, number))? {
+            Some(file) => oldest = Some(file),
+            None => break,
+        }
+    }
+    Ok(oldest)
 }
 
 fn open(path: &Path) -> io::Result<Option<BufReader<File>>> {
@@ -150,7 +193,10 @@ mod tests {
     use std::{fs, io::Write};
 
     use super::*;
-    use crate::log::{LogWriter, Stream};
+    use crate::{
+        log::{LogWriter, Stream, older},
+        options::LogOptions as Limits,
+    };
 
     fn texts(reader: &mut LogReader) -> Vec<String> {
         std::iter::from_fn(|| reader.next().unwrap())
@@ -161,7 +207,7 @@ mod tests {
     fn log_of(lines: &[&str]) -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log.json");
-        let mut log = LogWriter::open(&path).unwrap();
+        let mut log = LogWriter::open(&path, Limits::default()).unwrap();
         for (second, line) in lines.iter().enumerate() {
             let time = Timestamp::from_second(second as i64).unwrap();
             log.write(Stream::Stdout, line.as_bytes(), time).unwrap();
@@ -194,7 +240,7 @@ mod tests {
         let path = directory.path().join("log.json");
         let mut reader = LogReader::open(&path, LogOptions::default()).unwrap();
         assert_eq!(reader.next().unwrap(), None);
-        LogWriter::open(&path)
+        LogWriter::open(&path, Limits::default())
             .unwrap()
             .write(Stream::Stdout, b"now\n", Timestamp::UNIX_EPOCH)
             .unwrap();
@@ -223,12 +269,56 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_follows_through_many_files_and_goes_on_where_some_are_gone() {
+        let (_directory, path) = log_of(&[]);
+        let limits = Limits {
+            max_size: 1000,
+            max_file: 5,
+        };
+        let mut log = LogWriter::open(&path, limits).unwrap();
+        let mut reader = LogReader::open(&path, LogOptions::default()).unwrap();
+        let mut seen = Vec::new();
+        for number in 0..200 {
+            log.write(
+                Stream::Stdout,
+                format!("{number}\n").as_bytes(),
+                Timestamp::UNIX_EPOCH,
+            )
+            .unwrap();
+            // Twenty entries are two files.
+            if number % 20 == 19 {
+                seen.extend(texts(&mut reader));
+            }
+        }
+        let all: Vec<_> = (0..200).map(|number| format!("{number}\n")).collect();
+        assert_eq!(seen, all);
+        // One that has slept through more than there are files goes on with the oldest.
+        for number in 200..400 {
+            log.write(
+                Stream::Stdout,
+                format!("{number}\n").as_bytes(),
+                Timestamp::UNIX_EPOCH,
+            )
+            .unwrap();
+        }
+        let late: Vec<u32> = texts(&mut reader)
+            .iter()
+            .map(|text| text.trim().parse().unwrap())
+            .collect();
+        assert!(late.len() >= 40 && late.last() == Some(&399), "{late:?}");
+        assert!(
+            late.windows(2).skip(20).all(|pair| pair[0] + 1 == pair[1]),
+            "{late:?}"
+        );
+    }
+
+    #[test]
     fn a_reader_follows_the_change_of_files_without_a_loss() {
         let (_directory, path) = log_of(&["1\n", "2\n"]);
         let mut reader = LogReader::open(&path, LogOptions::default()).unwrap();
         assert_eq!(reader.next().unwrap().unwrap().log, "1\n");
         fs::rename(&path, older(&path)).unwrap();
-        LogWriter::open(&path)
+        LogWriter::open(&path, Limits::default())
             .unwrap()
             .write(Stream::Stdout, b"3\n", Timestamp::UNIX_EPOCH)
             .unwrap();

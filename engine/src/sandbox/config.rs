@@ -9,10 +9,15 @@ use super::health::HealthConfig;
 use crate::{
     Isolation, SandboxId,
     device_rate::DeviceRates,
+    options::{HostOptions, Swap},
     port::PublishedPort,
     resources::{Cpus, MemoryMib},
     signal::Signal,
+    volume::VolumeMount,
 };
+
+/// Seconds between the stop signal and SIGKILL when nobody says: Docker's.
+const STOP_TIMEOUT_S: i32 = 10;
 
 /// Version of the layout of a sandbox's directory.
 pub const VERSION: u32 = 1;
@@ -26,9 +31,18 @@ pub struct Limits {
     pub cpus: Option<Cpus>,
     /// Processes and threads.
     pub pids: Option<u64>,
+    /// Memory and swap together.
+    #[serde(default)]
+    pub swap: Option<Swap>,
+    /// Its share of CPU time where others want some too: 1024 is everybody's.
+    #[serde(default)]
+    pub cpu_shares: Option<u64>,
+    /// Whether its processes wait for memory where the kernel would kill one.
+    #[serde(default)]
+    pub oom_kill_disable: bool,
 }
 
-/// The immutable part of a sandbox.
+/// What a sandbox is made with. Names can be given anew, and what `update` changes; everything else stays.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     /// [`VERSION`] of the brig that made it.
@@ -96,6 +110,12 @@ pub struct Config {
     /// Paths at which the image wants volumes.
     #[serde(default)]
     pub volumes: Vec<String>,
+    /// Volumes and directories of the host's.
+    #[serde(default)]
+    pub mounts: Vec<VolumeMount>,
+    /// What the user wants beside that.
+    #[serde(default)]
+    pub options: HostOptions,
     /// Labels of the image and the user.
     pub labels: BTreeMap<String, String>,
 }
@@ -104,5 +124,11 @@ impl Config {
     /// The program and arguments of the first process.
     pub fn args(&self) -> Vec<String> {
         self.entrypoint.iter().chain(&self.command).cloned().collect()
+    }
+
+    /// Seconds that its process has after the stop signal when `wanted` is what the user says now; `None` for ever.
+    pub fn stop_timeout(&self, wanted: Option<i32>) -> Option<u32> {
+        let seconds = wanted.or(self.options.stop_timeout).unwrap_or(STOP_TIMEOUT_S);
+        u32::try_from(seconds).ok()
     }
 }

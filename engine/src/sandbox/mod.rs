@@ -154,7 +154,7 @@ impl Directory {
         // The lock is looked at first: a supervisor that ends in between has written its last state by then.
         let mut supervised = lock::is_held(&self.lock())?;
         let mut state = self.read_state()?;
-        if !supervised && state.status == Status::Running {
+        if !supervised && matches!(state.status, Status::Running | Status::Restarting) {
             // Running without a supervisor: it was killed, or has begun since the lock was looked at.
             if let Some(lock) = Lock::try_take(&self.lock())? {
                 state = self.correct(&lock)?;
@@ -172,11 +172,14 @@ impl Directory {
     /// Writes down that the supervisor was killed. Where that cannot be written it is so all the same, and the next one who looks tries
     /// again: a sandbox that nobody can see is one that nobody can remove.
     fn correct(&self, _held: &Lock) -> Result<State, Error> {
-        let state = self.read_state()?.without_supervisor(Timestamp::now());
+        let before = self.read_state()?;
+        let state = before.without_supervisor(Timestamp::now());
         if self.write_state(&state).is_err() {
             return Ok(state);
         }
-        self.note("die", &[("exitCode", state.exit_code.to_string())]);
+        if before.status == Status::Running {
+            self.note("die", &[("exitCode", state.exit_code.to_string())]);
+        }
         Ok(state)
     }
 

@@ -14,13 +14,14 @@ use rustix::{
 };
 use serde::Deserialize;
 
-use super::{Config, Directory, Sandbox, lock::Lock};
+use super::{Config, Directory, Sandbox, lock::Lock, state::Ender};
 use crate::{
     Error, SandboxId,
     cell::cgroups,
     events::Journal,
     id::{ID_DIGITS, is_lower_hex},
     name,
+    volume::Volumes,
 };
 
 /// Starts the names of directories that are not sandboxes yet or not any more.
@@ -112,6 +113,34 @@ impl Registry {
         Ok(())
     }
 
+    /// Changes what a sandbox is made with, and gives what it is then.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSandbox`], [`Error::File`].
+    pub fn change(&self, id: &SandboxId, change: impl FnOnce(&mut Config)) -> Result<Config, Error> {
+        // As for names: nobody else writes it meanwhile.
+        let _lock = self.lock()?;
+        let directory = self.directory(id);
+        let missing = || Error::NoSuchSandbox(id.to_string());
+        let mut config = directory.read_config().map_err(|e| e.missing_as(missing))?;
+        change(&mut config);
+        directory.write_config(&config)?;
+        Ok(config)
+    }
+
+    /// Notes that somebody wants a sandbox to be stopped that does not run. One that is being started is left alone.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn set_stopped(&self, id: &SandboxId) -> Result<(), Error> {
+        let directory = self.directory(id);
+        if let Some(_held) = Lock::try_take(&directory.lock())? {
+            let state = directory.read_state()?;
+            directory.write_state(&state.by(Ender::User))?;
+        }
+        Ok(())
+    }
+
     /// All sandboxes, the newest first. One that cannot be read is left out: it must not keep the others from being
     /// shown.
     ///
@@ -168,11 +197,12 @@ impl Registry {
             .map_err(|e| e.missing_as(|| Error::NoSuchSandbox(id.to_string())))
     }
 
-    /// Removes the files of a sandbox whose lock the caller holds. Readers see it whole or not at all.
+    /// Removes the files of a sandbox whose lock the caller holds, and its volumes that have no names, where they go too. Readers
+    /// see it whole or not at all.
     ///
     /// # Errors
     /// [`Error::File`].
-    pub fn remove(&self, id: &SandboxId, _held: &Lock) -> Result<(), Error> {
+    pub fn remove(&self, id: &SandboxId, _held: &Lock, with_volumes: bool) -> Result<(), Error> {
         let path = self.directory.join(id.as_str());
         let hidden = self.directory.join(format!("{HIDDEN}removed-{id}"));
         // What a killed supervisor has left of them.
@@ -186,6 +216,10 @@ impl Registry {
             Ok(()) => {
                 if let (Ok(config), Some(root)) = (config, self.directory.parent()) {
                     Journal::of_root(root).sandbox(&config, "destroy", &[]);
+                    if with_volumes {
+                        let others = self.list().unwrap_or_default();
+                        Volumes::of_root(root).remove_anonymous(&config, &others);
+                    }
                 }
                 Ok(())
             }
@@ -439,7 +473,7 @@ mod tests {
         assert_eq!(directory.read_state().unwrap(), sandbox.state);
 
         let lock = Lock::try_take(&directory.lock()).unwrap().unwrap();
-        registry.remove(&made.id, &lock).unwrap();
+        registry.remove(&made.id, &lock, false).unwrap();
         assert!(matches!(registry.load(&made.id), Err(Error::NoSuchSandbox(_))));
         assert!(registry.names().unwrap().is_empty());
     }

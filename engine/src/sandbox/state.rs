@@ -20,6 +20,8 @@ pub enum Status {
     Created,
     /// Its first process runs.
     Running,
+    /// Its first process has ended, and its supervisor rests before it starts it again.
+    Restarting,
     /// Its first process has ended.
     Exited,
 }
@@ -30,6 +32,7 @@ impl Status {
         match self {
             Self::Created => "created",
             Self::Running => "running",
+            Self::Restarting => "restarting",
             Self::Exited => "exited",
         }
     }
@@ -71,6 +74,30 @@ pub struct State {
     /// What its health checks have found, since it was started last.
     #[serde(default)]
     pub health: Option<Health>,
+    /// How often its supervisor has started it again since somebody has started it.
+    #[serde(default)]
+    pub restarts: u32,
+    /// Whether somebody has stopped it since it was started last.
+    #[serde(default)]
+    pub stopped: bool,
+    /// Whether it was ended with the host, or with its supervisor.
+    #[serde(default)]
+    pub interrupted: bool,
+    /// Whether the kernel has killed a process of it for want of memory, since it was started last.
+    #[serde(default)]
+    pub oom_killed: bool,
+}
+
+/// Who has ended a sandbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ender {
+    /// Itself.
+    #[default]
+    Itself,
+    /// Somebody who wants it to be stopped.
+    User,
+    /// The host, which goes down.
+    Host,
 }
 
 impl State {
@@ -91,6 +118,10 @@ impl State {
             workarounds: None,
             unconfined: None,
             health: None,
+            restarts: 0,
+            stopped: false,
+            interrupted: false,
+            oom_killed: false,
         }
     }
 
@@ -121,6 +152,14 @@ impl State {
             workarounds: Some(live.workarounds),
             unconfined: live.unconfined,
             health: None,
+            restarts: if self.status == Status::Restarting {
+                self.restarts
+            } else {
+                0
+            },
+            stopped: false,
+            interrupted: false,
+            oom_killed: false,
         }
     }
 
@@ -146,21 +185,54 @@ impl State {
         }
     }
 
+    /// The first process ended, and will be started again.
+    #[must_use]
+    pub fn resting(&self, now: Timestamp, exit_code: i32, error: Option<String>) -> Self {
+        Self {
+            status: Status::Restarting,
+            restarts: self.restarts.saturating_add(1),
+            ..self.exited(now, exit_code, error)
+        }
+    }
+
+    /// It is not started again.
+    #[must_use]
+    pub fn rested(&self, ender: Ender) -> Self {
+        self.ended().by(ender)
+    }
+
+    /// The same, ended by this one.
+    #[must_use]
+    pub fn by(self, ender: Ender) -> Self {
+        Self {
+            stopped: ender == Ender::User,
+            interrupted: ender == Ender::Host,
+            ..self
+        }
+    }
+
     /// What this state means when no supervisor is alive: one that says `running` was interrupted.
     #[must_use]
     pub fn without_supervisor(&self, now: Timestamp) -> Self {
         match self.status {
-            Status::Running => self.exited(
-                now,
-                KILLED_CODE,
-                Some("the supervisor of the sandbox was killed".to_owned()),
-            ),
+            Status::Running => self
+                .exited(
+                    now,
+                    KILLED_CODE,
+                    Some("the supervisor of the sandbox was killed".to_owned()),
+                )
+                .by(Ender::Host),
+            Status::Restarting => self.rested(Ender::Host),
             Status::Created | Status::Exited => self.ended(),
         }
     }
 
     fn ended(&self) -> Self {
         Self {
+            status: match self.status {
+                Status::Restarting => Status::Exited,
+                status => status,
+            },
             paused: false,
             supervisor_pid: None,
             vmm_pid: None,
@@ -227,6 +299,38 @@ mod tests {
         let state = running().without_supervisor(Timestamp::UNIX_EPOCH);
         assert_eq!((state.status, state.exit_code), (Status::Exited, KILLED_CODE));
         assert!(state.ports.is_empty());
+    }
+
+    #[test]
+    fn restarts_are_counted_until_somebody_starts_it() {
+        let live = || Live {
+            supervisor_pid: 1,
+            vmm_pid: None,
+            ports: vec![],
+            kernel: String::new(),
+            origin: Origin::Boot,
+            workarounds: false,
+            unconfined: None,
+        };
+        let now = Timestamp::UNIX_EPOCH;
+        let resting = running().resting(now, 3, None);
+        assert_eq!(
+            (resting.status, resting.exit_code, resting.restarts),
+            (Status::Restarting, 3, 1)
+        );
+        let again = resting.running(now, live()).resting(now, 4, None);
+        assert_eq!((again.exit_code, again.restarts), (4, 2));
+        let stopped = again.rested(Ender::User);
+        assert_eq!(
+            (stopped.status, stopped.exit_code, stopped.stopped),
+            (Status::Exited, 4, true)
+        );
+        assert_eq!(stopped.running(now, live()).restarts, 0);
+        let killed = again.without_supervisor(now);
+        assert_eq!(
+            (killed.status, killed.interrupted, killed.stopped),
+            (Status::Exited, true, false)
+        );
     }
 
     #[test]

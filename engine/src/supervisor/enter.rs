@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt, chown},
+    path::PathBuf,
 };
 
 use super::start::{Start, Started};
@@ -15,6 +16,7 @@ use crate::{
     snapshot::Layout,
     spec::cell_spec,
     turns,
+    volume::{Source, VolumeMount, Volumes},
 };
 
 impl Start<'_> {
@@ -25,7 +27,15 @@ impl Start<'_> {
         let plan = CellPlan {
             image: self.host.image_directory(self.config, &ids)?,
             layer: make_layer(self.directory, &ids)?,
+            volumes: self.volume_directories()?,
             ids: ids.map().clone(),
+            devices: self
+                .config
+                .options
+                .devices
+                .iter()
+                .map(|device| device.host.clone())
+                .collect(),
             cgroups: Cgroups::create(
                 &self.config.id,
                 &self.config.limits,
@@ -53,8 +63,22 @@ impl Start<'_> {
     }
 }
 
+impl Start<'_> {
+    /// The volumes and directories that the cell gets, in the order of the configuration's.
+    fn volume_directories(&self) -> Result<Vec<PathBuf>, Error> {
+        let volumes = Volumes::new(self.paths);
+        let directory = |mount: &VolumeMount| match &mount.source {
+            Source::Volume(name) => volumes.data(name),
+            Source::Host(path) => Ok(path.clone()),
+            // They have names once the sandbox is made.
+            Source::Anonymous => Err(Error::option("--volume", "it has no name")),
+        };
+        self.config.mounts.iter().map(directory).collect()
+    }
+}
+
 /// The directory of a sandbox's writable layer, which is the sandbox's root's.
-pub(crate) fn make_layer(directory: &Directory, ids: &HostIds) -> Result<std::path::PathBuf, Error> {
+pub(crate) fn make_layer(directory: &Directory, ids: &HostIds) -> Result<PathBuf, Error> {
     let path = directory.layer();
     match fs::DirBuilder::new().mode(0o700).create(&path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}

@@ -27,7 +27,8 @@ use super::{
     start::{Start, Started, Streams},
 };
 use crate::{
-    Error, Paths,
+    Error, Isolation, Paths,
+    cell::cgroups,
     clock::{Stage, Timing, monotonic_ns},
     control::Exit,
     error::{CODE_BRIG, chain},
@@ -35,9 +36,9 @@ use crate::{
     host::Host,
     log::Stream,
     sandbox::{
-        Config, Directory,
+        Config, Directory, State,
         health::Health,
-        state::{CRASHED_CODE, KILLED_CODE, Live},
+        state::{CRASHED_CODE, Ender, KILLED_CODE, Live},
     },
     signal::Signal,
     snapshot::Layout,
@@ -69,6 +70,8 @@ pub(super) enum End {
         /// Whether the sandbox shall be removed.
         discard: bool,
     },
+    /// It had ended so, and somebody stopped it before it was started again.
+    Rested(Box<Exit>),
 }
 
 /// How the time that a process runs ended.
@@ -91,6 +94,9 @@ pub(super) struct Life<'a> {
     orders: mpsc::Receiver<Order>,
     execs: Execs,
     timing: Timing,
+    ender: Ender,
+    /// How many of its processes were killed for want of memory, as far as that has been noted.
+    oom_kills: u64,
 }
 
 impl<'a> Life<'a> {
@@ -116,6 +122,22 @@ impl<'a> Life<'a> {
             orders,
             execs: Execs::new(config.snapshot.is_some(), directory.clone()),
             timing,
+            ender: Ender::Itself,
+            oom_kills: 0,
+        }
+    }
+
+    /// Who has ended it, once it is over.
+    pub fn ender(&self) -> Ender {
+        self.ender
+    }
+
+    /// Rests before a start, and tells whether somebody has ended it meanwhile.
+    pub async fn rest(&mut self, time: Duration) -> Option<Ender> {
+        tokio::select! {
+            biased;
+            (_, ender) = given_up(&mut self.orders) => Some(ender),
+            () = tokio::time::sleep(time) => None,
         }
     }
 
@@ -151,7 +173,10 @@ impl<'a> Life<'a> {
         };
         let started = tokio::select! {
             biased;
-            discard = given_up(orders) => return (End::GivenUp { discard }, None),
+            (discard, ender) = given_up(orders) => {
+                self.ender = ender;
+                return (End::GivenUp { discard }, None);
+            }
             started = start.run(timing) => started,
         };
         let Started {
@@ -254,10 +279,15 @@ impl<'a> Life<'a> {
                         let _ = done.send(answer);
                     }
                     Order::Signal(signal) => {
+                        // As Docker: whoever sends one of these does not want it to be started again.
+                        if [Signal::KILL.number(), self.config.stop_signal.number()].contains(&signal) {
+                            self.ender = Ender::User;
+                        }
                         pause.end(guest).await;
                         send_signal(guest, signal, &mut deadlines).await;
                     }
-                    Order::Stop { signal, timeout_s } => {
+                    Order::Stop { signal, timeout_s, ender } => {
+                        self.ender = ender;
                         pause.end(guest).await;
                         deadlines.kill_process_in(timeout_s);
                         send_signal(guest, signal, &mut deadlines).await;
@@ -303,12 +333,23 @@ impl<'a> Life<'a> {
                         tell(guest, &ToAgent::Signal { process, signal }).await;
                     }
                     Order::Resize { process, size } => tell(guest, &ToAgent::Resize { process, size }).await,
-                    Order::Kill | Order::GiveUp { .. } => return Over::Killed,
+                    Order::Kill | Order::GiveUp { .. } => {
+                        self.ender = Ender::User;
+                        return Over::Killed;
+                    }
                 },
                 () = deadlines.kill_guest() => return Over::Killed,
                 () = deadlines.kill_process() => send_signal(guest, Signal::KILL.number(), &mut deadlines).await,
                 message = guest.from_agent.next() => match message {
-                    Ok(FromAgent::Exited { process: 0, status }) => return Over::Exited(status),
+                    Ok(FromAgent::OomKilled) => self.note_oom(),
+                    Ok(FromAgent::Exited { process: 0, status }) => {
+                        self.look_for_oom();
+                        return Over::Exited(status);
+                    }
+                    Ok(message @ FromAgent::Exited { .. }) => {
+                        self.look_for_oom();
+                        self.execs.heed(&message);
+                    }
                     // What is of no use to anybody does no harm.
                     Ok(message) => self.execs.heed(&message),
                     Err(FrameError::Closed | FrameError::Io(_)) => {
@@ -328,6 +369,30 @@ impl<'a> Life<'a> {
         }
     }
 
+    /// Looks at what the cgroups of a cell have counted: its agent does not see that.
+    fn look_for_oom(&mut self) {
+        if self.config.isolation == Isolation::Container && self.config.limits.memory.is_some() {
+            let kills = cgroups::oom_kills(&self.config.id);
+            if kills > std::mem::replace(&mut self.oom_kills, kills) {
+                self.note_oom();
+            }
+        }
+    }
+
+    /// Writes down that the kernel has killed something for want of memory.
+    fn note_oom(&mut self) {
+        self.directory.note("oom", &[]);
+        if let Ok(state) = self.directory.read_state()
+            && !state.oom_killed
+        {
+            let state = State {
+                oom_killed: true,
+                ..state
+            };
+            let _ = self.directory.write_state(&state);
+        }
+    }
+
     /// Takes the rest of the output, ends the guest in good order where there is one, and says how it all ended. The VMM has
     /// been killed then.
     async fn settle(&mut self, guest: &mut Guest, over: Over, pumps: Pumps) -> Exit {
@@ -337,7 +402,8 @@ impl<'a> Life<'a> {
                     () = pumps.finish() => {}
                     () = killed(&mut self.orders) => {}
                 }
-                if !self.config.auto_remove {
+                // What it has written is of use to nobody otherwise.
+                if !self.config.auto_remove || !self.config.mounts.is_empty() {
                     shut_down(guest, &mut self.orders).await;
                 }
                 guest.vmm.start_kill();
@@ -373,12 +439,13 @@ fn trim_heap() {
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Waits for an order that ends a start, and tells whether the sandbox shall go with it.
-async fn given_up(orders: &mut mpsc::Receiver<Order>) -> bool {
+/// Waits for an order that ends a start, and tells whether the sandbox shall go with it, and who says so.
+async fn given_up(orders: &mut mpsc::Receiver<Order>) -> (bool, Ender) {
     while let Some(order) = orders.recv().await {
         match order {
-            Order::GiveUp { discard } => return discard,
-            Order::Kill | Order::Stop { .. } => return false,
+            Order::GiveUp { discard } => return (discard, Ender::User),
+            Order::Stop { ender, .. } => return (false, ender),
+            Order::Kill | Order::Signal(9) => return (false, Ender::User),
             // There is no process yet that it could be sent to, or that could be saved.
             Order::Signal(_)
             | Order::Pause { .. }

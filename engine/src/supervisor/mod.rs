@@ -33,14 +33,20 @@ mod serve;
 mod start;
 mod walls;
 
-use std::{fs::OpenOptions, os::fd::OwnedFd, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    fs::OpenOptions,
+    os::fd::OwnedFd,
+    rc::Rc,
+    time::Duration,
+};
 
 use brig_protocol::spec::WindowSize;
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot, watch},
-    task::LocalSet,
+    task::{JoinHandle, JoinSet, LocalSet},
 };
 
 pub use self::ahead::Likely;
@@ -49,7 +55,7 @@ use self::{
     exec::ExecOrder,
     life::{End, Life},
     output::Output,
-    serve::{Phase, Service},
+    serve::{Begin, Phase, Service},
 };
 pub(crate) use self::{enter::make_layer, start::Streams};
 use crate::{
@@ -61,7 +67,8 @@ use crate::{
     frames::{self, FrameReader},
     host::Host,
     log::LogWriter,
-    sandbox::{Config, Directory, Registry, State, lock::Lock},
+    options::restart::Rests,
+    sandbox::{Config, Directory, Registry, State, lock::Lock, state::Ender},
 };
 
 /// What a supervisor that is told to end itself (SIGTERM, at the host's shutdown) leaves its process, in seconds.
@@ -83,7 +90,14 @@ enum Order {
     /// Send a signal to the process.
     Signal(u8),
     /// Send a signal, and SIGKILL later.
-    Stop { signal: u8, timeout_s: Option<u32> },
+    Stop {
+        /// The first signal.
+        signal: u8,
+        /// Seconds to wait; `None` for ever.
+        timeout_s: Option<u32>,
+        /// Who says so.
+        ender: Ender,
+    },
     /// Let the sandbox stand still, or go on. Dropping `done` says that this is no time for it.
     Pause {
         /// Whether it shall stand still.
@@ -159,7 +173,7 @@ struct Prepared {
     directory: Directory,
     lock: Lock,
     ports: Vec<ports::Listener>,
-    control: UnixListener,
+    control: Rc<UnixListener>,
     output: Output,
 }
 
@@ -172,8 +186,8 @@ fn prepare(paths: &Paths, id: &SandboxId, host: &dyn Host) -> Result<Prepared, E
     let prepared = || {
         host.complain_to(open_log(&directory)?)?;
         let ports = ports::bind_all(&config.ports)?;
-        let log = LogWriter::open(&directory.log()).map_err(Error::file("open", &directory.log()))?;
-        Ok((ports, Output::new(log), control::bind(&paths.runtime, id)?))
+        let output = open_output(&config, &directory)?;
+        Ok((ports, output, Rc::new(control::bind(&paths.runtime, id)?)))
     };
     match prepared() {
         Ok((ports, output, control)) => Ok(Prepared {
@@ -191,6 +205,12 @@ fn prepare(paths: &Paths, id: &SandboxId, host: &dyn Host) -> Result<Prepared, E
             Err(e)
         }
     }
+}
+
+fn open_output(config: &Config, directory: &Directory) -> Result<Output, Error> {
+    let path = directory.log();
+    let log = LogWriter::open(&path, config.options.log).map_err(Error::file("open", &path))?;
+    Ok(Output::new(log))
 }
 
 /// The log of what the supervisor itself has to say when it fails.
@@ -230,75 +250,206 @@ async fn supervise(paths: &Paths, id: &SandboxId, likely: Likely, starter: UnixS
         }
     };
     let Prepared {
-        config,
+        mut config,
         directory,
         lock,
         ports,
         control,
-        output,
+        mut output,
     } = prepared;
-    if config.isolation == Isolation::Vm {
-        host.confine(&config);
-    }
-    let (orders, order_queue) = mpsc::channel(ORDERS);
-    let (phase, watched) = watch::channel(Phase::Starting(None));
-    let stdin_once = config.stdin_once && !config.tty;
-    let (service, stdin) = Service::new(orders.clone(), watched, output.clone(), stdin_once);
-    service.clone().serve_starter(requests, write, begin);
-    let listening = tokio::task::spawn_local(service.clone().listen(control));
-    let terminated = tokio::task::spawn_local(stop_on_sigterm(orders.clone(), config.stop_signal.number()));
+    let (mut starter, mut begin, mut ports) = (Some((requests, write)), begin, Some(ports));
+    let terminated = Terminated::watch();
+    let mut farewells = JoinSet::new();
+    let mut rests = Rests::default();
+    let mut resting: Option<(Duration, Box<Exit>)> = None;
+    // Its process is started again as long as its policy wants that.
+    loop {
+        if config.isolation == Isolation::Vm {
+            host.confine(&config);
+        }
+        let (orders, order_queue) = mpsc::channel(ORDERS);
+        let (phase, watched) = watch::channel(Phase::Starting(None));
+        let stdin_once = config.stdin_once && !config.tty;
+        let (service, stdin) = Service::new(orders.clone(), watched, output.clone(), stdin_once);
+        if let Some((requests, write)) = starter.take() {
+            service.clone().serve_starter(requests, write, begin);
+        }
+        let listening = tokio::task::spawn_local(service.clone().listen(Rc::clone(&control)));
+        terminated.tell(orders.clone(), config.stop_signal.number());
 
-    let mut discard = false;
-    let mut life = Life::new(paths, host, &config, &directory, &output, order_queue, began_ns);
-    let (end, vmm) = life.run(begin, ports, stdin, &phase, orders).await;
-    if let End::GivenUp { discard: wanted } = end {
-        discard = wanted;
+        let mut life = Life::new(paths, host, &config, &directory, &output, order_queue, began_ns);
+        let given_up = match resting.take() {
+            Some((time, last)) => life.rest(time).await.map(|ender| (last, ender)),
+            None => None,
+        };
+        let (end, ender, vmm) = match given_up {
+            Some((last, ender)) => (End::Rested(last), ender, None),
+            None => match ports.take().map_or_else(|| ports::bind_all(&config.ports), Ok) {
+                Ok(ports) => {
+                    let (end, vmm) = life.run(begin, ports, stdin, &phase, orders).await;
+                    (end, life.ender(), vmm)
+                }
+                Err(e) => (failed(&e), Ender::Itself, None),
+            },
+        };
+        drop(life);
+        listening.abort();
+        output.close();
+        let ender = if terminated.has_come() { Ender::Host } else { ender };
+        let mut discard = false;
+        if let End::GivenUp { discard: wanted } = end {
+            discard = wanted;
+        }
+        let next = match &end {
+            End::Exited(exit) if !discard => start_again(&directory, &mut config, exit, ender),
+            _ => None,
+        };
+        // What could not be opened again ends it.
+        let reopened = next.map(|ran| open_output(&config, &directory).map(|output| (ran, output)));
+        let Some(Ok((ran, reopened))) = reopened else {
+            let _ = std::fs::remove_file(control::socket_path(&paths.runtime, id));
+            record(paths, &config, &directory, &lock, &end, ender, discard);
+            // The kernel takes the guest down meanwhile.
+            if let Some(mut vmm) = vmm {
+                vmm.kill().await;
+            }
+            forget_cgroups(id).await;
+            drop(lock);
+            phase.send_replace(Phase::Over(farewell(end)));
+            service.finish(FAREWELL).await;
+            break;
+        };
+        output = reopened;
+        if let Some(mut vmm) = vmm {
+            vmm.kill().await;
+        }
+        forget_cgroups(id).await;
+        if let End::Exited(exit) = &end {
+            directory.note("die", &died(&directory, exit));
+            if let Ok(state) = directory.read_state() {
+                let rest = state.resting(jiff::Timestamp::now(), exit.code, exit.error.clone());
+                let _ = directory.write_state(&rest);
+            }
+            resting = Some((rests.next(ran), exit.clone()));
+        }
+        begin = Begin::again();
+        phase.send_replace(Phase::Over(farewell(end)));
+        // A client that does not take what it is told keeps nobody from going on.
+        farewells.spawn_local(async move { service.finish(FAREWELL).await });
     }
-    listening.abort();
-    terminated.abort();
-    output.close();
-    let _ = std::fs::remove_file(control::socket_path(&paths.runtime, id));
-    record(paths, &config, &directory, &lock, &end, discard);
-    // The kernel takes the guest down meanwhile.
-    if let Some(mut vmm) = vmm {
-        vmm.kill().await;
-    }
-    // One that was given up while it was put into them ends by itself.
+    while farewells.join_next().await.is_some() {}
+}
+
+/// Removes its cgroups. One that was given up while it was put into them ends by itself.
+async fn forget_cgroups(id: &SandboxId) {
     for _ in 0..EMPTY_ROUNDS {
         if cgroups::forget(id) {
             break;
         }
         tokio::time::sleep(EMPTY_REST).await;
     }
-    drop(lock);
-    phase.send_replace(Phase::Over(farewell(end)));
-    service.finish(FAREWELL).await;
 }
 
-async fn stop_on_sigterm(orders: mpsc::Sender<Order>, stop_signal: u8) {
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
-        return;
-    };
-    while terminate.recv().await.is_some() {
-        let stop = Order::Stop {
-            signal: stop_signal,
-            timeout_s: Some(TERMINATED_TIMEOUT_S),
-        };
-        let _ = orders.send(stop).await;
+fn failed(error: &Error) -> End {
+    End::Failed {
+        code: CODE_BRIG,
+        message: chain(error),
+    }
+}
+
+/// Whether the process is started again that has just ended: how long it has run, then. The configuration is read anew, as the policy
+/// may be another one by now.
+fn start_again(directory: &Directory, config: &mut Config, exit: &Exit, ender: Ender) -> Option<Duration> {
+    if ender != Ender::Itself {
+        return None;
+    }
+    if let Ok(now) = directory.read_config() {
+        *config = now;
+    }
+    let state = directory.read_state().ok()?;
+    let wanted = !config.auto_remove && config.options.restart.wants(exit.code, state.restarts);
+    let ran = jiff::Timestamp::now().duration_since(state.started?);
+    wanted.then(|| Duration::try_from(ran).unwrap_or_default())
+}
+
+/// Who takes an order, and the stop signal.
+type Listener = Rc<RefCell<Option<(mpsc::Sender<Order>, u8)>>>;
+
+/// The signal that tells a supervisor to end its process, at the host's shutdown.
+struct Terminated {
+    /// Who takes the order, and the stop signal.
+    told: Listener,
+    has_come: Rc<Cell<bool>>,
+    task: JoinHandle<()>,
+}
+
+impl Terminated {
+    fn watch() -> Self {
+        let told = Listener::default();
+        let has_come: Rc<Cell<bool>> = Rc::default();
+        let (listener, come) = (Rc::clone(&told), Rc::clone(&has_come));
+        let task = tokio::task::spawn_local(async move {
+            let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+                return;
+            };
+            while terminate.recv().await.is_some() {
+                come.set(true);
+                let listener = listener.borrow().clone();
+                if let Some((orders, signal)) = listener {
+                    let _ = orders.send(stop_with_host(signal)).await;
+                }
+            }
+        });
+        Self { told, has_come, task }
+    }
+
+    /// The one who takes the order from now on.
+    fn tell(&self, orders: mpsc::Sender<Order>, stop_signal: u8) {
+        if self.has_come.get() {
+            // It was for the last one, which had ended by itself.
+            let _ = orders.try_send(stop_with_host(stop_signal));
+        }
+        self.told.replace(Some((orders, stop_signal)));
+    }
+
+    fn has_come(&self) -> bool {
+        self.has_come.get()
+    }
+}
+
+impl Drop for Terminated {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn stop_with_host(signal: u8) -> Order {
+    Order::Stop {
+        signal,
+        timeout_s: Some(TERMINATED_TIMEOUT_S),
+        ender: Ender::Host,
     }
 }
 
 /// Writes the end down, or removes the sandbox when nobody wants it any more.
-fn record(paths: &Paths, config: &Config, directory: &Directory, lock: &Lock, end: &End, discard: bool) {
+fn record(
+    paths: &Paths,
+    config: &Config,
+    directory: &Directory,
+    lock: &Lock,
+    end: &End,
+    ender: Ender,
+    discard: bool,
+) {
     if let End::Exited(exit) = end {
         directory.note("die", &died(directory, exit));
     }
     if config.auto_remove || discard {
-        let _ = Registry::new(paths.sandboxes()).remove(&config.id, lock);
+        let _ = Registry::new(paths.sandboxes()).remove(&config.id, lock, true);
         return;
     }
     let Ok(state) = directory.read_state() else { return };
-    let _ = directory.write_state(&last_state(&state, end));
+    let _ = directory.write_state(&last_state(&state, end).by(ender));
 }
 
 /// What is told of an end beside who it was.
@@ -316,13 +467,14 @@ fn last_state(state: &State, end: &End) -> State {
         End::Exited(exit) => state.exited(jiff::Timestamp::now(), exit.code, exit.error.clone()),
         End::Failed { code, message } => state.start_failed(*code, message.clone()),
         End::GivenUp { .. } => state.start_failed(CODE_BRIG, Error::Interrupted.to_string()),
+        End::Rested(_) => state.rested(Ender::Itself),
     }
 }
 
 /// The last reply to every client.
 fn farewell(end: End) -> Reply {
     match end {
-        End::Exited(exit) => Reply::Exited(exit),
+        End::Exited(exit) | End::Rested(exit) => Reply::Exited(exit),
         End::Failed { code, message } => Reply::Failed { code, message },
         End::GivenUp { .. } => Reply::Exited(Box::new(Exit {
             code: CODE_BRIG,

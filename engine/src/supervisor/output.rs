@@ -185,7 +185,11 @@ mod tests {
 
     fn output() -> (tempfile::TempDir, Output) {
         let directory = tempfile::tempdir().unwrap();
-        let log = LogWriter::open(&directory.path().join("log.json")).unwrap();
+        let log = LogWriter::open(
+            &directory.path().join("log.json"),
+            crate::options::LogOptions::default(),
+        )
+        .unwrap();
         (directory, Output::new(log))
     }
 

@@ -12,7 +12,7 @@ use crate::{
     error::{chain, one_line},
     guest::{Disk, Guest, Kvm, Origin, SavedGuest},
     snapshot::{Layout, Snapshot, Snapshots},
-    spec::files,
+    spec::files_with,
 };
 
 /// Most characters of a kernel's release.
@@ -62,7 +62,11 @@ impl Start<'_> {
             streams: far,
             identity: Some(Identity {
                 hostname: self.config.hostname.clone(),
-                files: files(self.config.id.as_str(), &self.config.hostname),
+                files: files_with(
+                    self.config.id.as_str(),
+                    &self.config.hostname,
+                    &self.config.options,
+                ),
             }),
             origin: Origin::Snapshot,
             kernel: one_line(&snapshot.record.kernel, KERNEL_TEXT),

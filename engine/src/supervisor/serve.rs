@@ -21,6 +21,7 @@ use crate::{
     control::{FRAME_BYTES, REQUEST_BYTES, Reply, Request},
     error::{CODE_BRIG, CODE_COMMAND},
     frames::{self, FrameReader},
+    sandbox::state::Ender,
 };
 
 /// Pieces of standard input that wait for the process to take them.
@@ -67,6 +68,19 @@ pub(super) struct Begin {
     pub count: bool,
     /// The size of the process's terminal.
     pub size: Option<WindowSize>,
+}
+
+impl Begin {
+    /// A start that nobody has asked for.
+    pub fn again() -> Self {
+        Self {
+            attach: false,
+            discard: false,
+            cold: false,
+            count: false,
+            size: None,
+        }
+    }
 }
 
 /// Takes the first request of the one who starts the sandbox; `None` when that is no start, or no request at all.
@@ -141,7 +155,7 @@ impl Service {
     }
 
     /// Serves the control socket.
-    pub async fn listen(self, listener: UnixListener) {
+    pub async fn listen(self, listener: Rc<UnixListener>) {
         let mut connections = JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
@@ -324,7 +338,15 @@ impl Service {
                     continue;
                 }
                 Request::Wait => None,
-                Request::Stop { signal, timeout_s } => Some(Order::Stop { signal, timeout_s }),
+                Request::Stop {
+                    signal,
+                    timeout_s,
+                    with_host,
+                } => Some(Order::Stop {
+                    signal,
+                    timeout_s,
+                    ender: if with_host { Ender::Host } else { Ender::User },
+                }),
                 Request::Kill => Some(Order::Kill),
             };
             let Some(write) = write.take() else { break };

@@ -29,6 +29,7 @@ use crate::{
     template::{Cache, Found, Ingredients, Key, Shape, Template, dropped_notice},
     turns,
     vmm::VmmChannel,
+    volume::{Held, Source, VolumeMount, Volumes},
 };
 
 /// Most characters of an agent's message that a user sees.
@@ -85,13 +86,20 @@ impl Start<'_> {
         }
         let image = self.host.image(self.config)?;
         let image_bytes = image.metadata().map_err(Error::Runtime)?.len();
+        let volumes = self.open_volumes()?;
         // Held until the process runs.
         let _turn = turns::take(self.paths).await;
         let kvm = Kvm::open(self.paths, self.host).await?;
+        if let (None, Some(bytes)) = (&self.config.snapshot, self.config.options.storage_bytes)
+            && !self.directory.disk().exists()
+        {
+            // A template's disk has another size, so that this one is taken as that of a sandbox that ran before.
+            disk::make_sized(&self.directory.disk(), bytes)?;
+        }
         let fresh = !self.directory.disk().exists();
         let (guest, streams, layout) = match &self.config.snapshot {
             Some(name) if fresh => self.resume(name, &kvm, image, timing).await?,
-            _ => self.restore_or_boot(&kvm, image, fresh, timing).await?,
+            _ => self.restore_or_boot(&kvm, image, fresh, volumes, timing).await?,
         };
         Ok(Started {
             guest,
@@ -106,9 +114,12 @@ impl Start<'_> {
         kvm: &Kvm,
         image: File,
         fresh: bool,
+        volumes: Vec<Held>,
         timing: &mut Timing,
     ) -> Result<(Guest, Streams, Layout), Error> {
+        // The guests of templates have no slots for volumes.
         if !self.cold
+            && volumes.is_empty()
             && !self.config.no_template
             && let Some((key, template)) = self.template(kvm)
         {
@@ -135,7 +146,7 @@ impl Start<'_> {
                 }
             }
         }
-        let (guest, streams) = self.boot(kvm, image, timing).await?;
+        let (guest, streams) = self.boot(kvm, image, volumes, timing).await?;
         Ok((guest, streams, Layout::Booted))
     }
 
@@ -224,20 +235,43 @@ impl Start<'_> {
         Ok(vec![whole(image, false)?.in_slot(), whole(mounted, true)?, used])
     }
 
-    async fn boot(&self, kvm: &Kvm, image: File, timing: &mut Timing) -> Result<(Guest, Streams), Error> {
+    /// Opens the volumes that the guest gets, in the order of the configuration's.
+    fn open_volumes(&self) -> Result<Vec<Held>, Error> {
+        let volumes = Volumes::new(self.paths);
+        let open = |mount: &VolumeMount| match &mount.source {
+            Source::Volume(name) => volumes.open(name, self.config, mount.read_only),
+            // They are refused when the sandbox is made.
+            Source::Anonymous | Source::Host(_) => Err(Error::option("--volume", "a guest cannot have it")),
+        };
+        self.config.mounts.iter().map(open).collect()
+    }
+
+    async fn boot(
+        &self,
+        kvm: &Kvm,
+        image: File,
+        volumes: Vec<Held>,
+        timing: &mut Timing,
+    ) -> Result<(Guest, Streams), Error> {
         let path = self.directory.disk();
         if !path.exists() {
             let blank = disk::blank(self.paths)?;
             let blank = File::open(&blank).map_err(Error::file("open", &blank))?;
             disk::copy_whole(&blank, &path)?;
         }
+        let mut disks = vec![whole(image, false)?, whole(open_disk(&path)?, true)?];
+        for (held, mount) in volumes.iter().zip(&self.config.mounts) {
+            let disk = held.disk.try_clone().map_err(Error::Runtime)?;
+            disks.push(whole(disk, !mount.read_only)?);
+        }
         let plan = Plan {
             vcpus: self.config.cpus.vcpus(),
             memory: self.config.memory,
-            disks: vec![whole(image, false)?, whole(open_disk(&path)?, true)?],
+            disks,
             io: self.config.device_rates.of_guest(),
         };
         let mut guest = Guest::boot(self.paths, self.host, kvm, plan, self.console()?, timing).await?;
+        guest.vmm.keep_volumes(volumes);
         let spec = sandbox_spec(self.config, FRESH_DISK, self.size);
         match self.start_process(&mut guest, spec, self.count, timing).await {
             Ok(Ok(streams)) => Ok((guest, streams)),

@@ -339,6 +339,7 @@ fn a_stop_sends_the_signal_and_tells_the_end() {
                 .ask(Request::Stop {
                     signal: 15,
                     timeout_s: Some(100),
+                    with_host: false,
                 })
                 .await;
             assert_eq!(other.exit().await.code, 0);
@@ -380,6 +381,7 @@ fn a_process_that_is_deaf_to_the_stop_signal_is_killed() {
                 .ask(Request::Stop {
                     signal: 15,
                     timeout_s: Some(0),
+                    with_host: false,
                 })
                 .await;
             assert_eq!(other.exit().await.code, 137);
@@ -577,6 +579,7 @@ fn a_stop_gives_up_a_start() {
             .ask(Request::Stop {
                 signal: 15,
                 timeout_s: Some(10),
+                with_host: false,
             })
             .await;
         assert_eq!(other.exit().await.code, 125);

@@ -23,7 +23,7 @@ use std::{
 use brig_protocol::{
     agent::{ExitStatus, FROM_AGENT_BYTES, FromAgent, TO_AGENT_BYTES, ToAgent, VERSION},
     frame,
-    spec::{CapabilitySet, CgroupSpec, ProcessSpec, RootSpec, SandboxSpec},
+    spec::{CapabilitySet, CgroupSpec, Extras, ProcessSpec, RootSpec, SandboxSpec, Seccomp},
     stream::StreamHeader,
 };
 use rustix::mount::{MountPropagationFlags, mount_change};
@@ -142,13 +142,17 @@ impl Agent {
             masked_paths: SandboxSpec::default_masked_paths(),
             readonly_paths: SandboxSpec::default_readonly_paths(),
             cgroup: CgroupSpec::default(),
+            extras: Extras::default(),
             process: ProcessSpec {
                 args: ["sh", "-c", script].map(String::from).to_vec(),
                 env: vec!["PATH=/bin".into()],
                 cwd: "/".into(),
                 user: String::new(),
+                groups: vec![],
                 capabilities: CapabilitySet::DOCKER_DEFAULT,
                 no_new_privileges: false,
+                seccomp: Seccomp::Default,
+                init: false,
                 rlimits: vec![],
                 stdin: true,
                 tty: None,

@@ -30,6 +30,15 @@ pub enum Root {
     Directory(PathBuf),
 }
 
+/// Which device nodes open anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Devices {
+    /// Those of `/dev` that the launcher has made.
+    Few,
+    /// All that are there or that somebody makes.
+    All,
+}
+
 /// Keeps what the calling process, which is alone in a new mount namespace, mounts from appearing in another one.
 pub(crate) fn make_private() -> Result<(), LaunchError> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
@@ -70,12 +79,15 @@ impl Root {
 ///
 /// The old root must not be the kernel's initial ramfs itself, which cannot be pivoted: a guest binds `/` over itself
 /// first.
-pub(crate) fn enter(root: &Path) -> Result<(), LaunchError> {
+pub(crate) fn enter(root: &Path, devices: Devices) -> Result<(), LaunchError> {
     chdir(root).step_on("enter the root filesystem", root.display())?;
     // The old root is stacked over the new one and is what "." then means: pivot_root(2), "pivot_root(".", ".")".
     pivot_root(".", ".").step_on("pivot to the root filesystem", root.display())?;
     unmount(".", UnmountFlags::DETACH).step("let go of the old root filesystem")?;
     chdir("/").step("enter the new root filesystem")?;
+    if devices == Devices::All {
+        return Ok(());
+    }
     // A device node of the image, or one that root makes, opens nothing: only those of `/dev` do (devices).
     let top = open(
         "/",

@@ -18,7 +18,9 @@ use std::{
 use brig_launcher::{Kernel, Launch, LaunchError, Root, Stdio, network, start};
 use brig_protocol::{
     agent::ExitStatus,
-    spec::{CapabilitySet, CgroupSpec, FileImages, FileSpec, ProcessSpec, RootSpec, SandboxSpec},
+    spec::{
+        CapabilitySet, CgroupSpec, Extras, FileImages, FileSpec, ProcessSpec, RootSpec, SandboxSpec, Seccomp,
+    },
 };
 use rustix::process::{Pid, WaitOptions, waitpid};
 use tempfile::TempDir;
@@ -107,13 +109,17 @@ impl Image {
             masked_paths: SandboxSpec::default_masked_paths(),
             readonly_paths: SandboxSpec::default_readonly_paths(),
             cgroup: CgroupSpec::default(),
+            extras: Extras::default(),
             process: ProcessSpec {
                 args: args.iter().map(|&arg| arg.into()).collect(),
                 env: vec!["PATH=/usr/bin:/bin".into()],
                 cwd: "/".into(),
                 user: String::new(),
+                groups: vec![],
                 capabilities: CapabilitySet::DOCKER_DEFAULT,
                 no_new_privileges: false,
+                seccomp: Seccomp::Default,
+                init: false,
                 rlimits: vec![],
                 stdin: false,
                 tty: None,

@@ -53,6 +53,7 @@ async fn info(engine: &Engine) -> Result<i32, Failure> {
         ),
         ("Sandboxes", sandboxes.len().to_string()),
         ("  running", count(Status::Running).to_string()),
+        ("  restarting", count(Status::Restarting).to_string()),
         ("  exited", count(Status::Exited).to_string()),
         ("  created", count(Status::Created).to_string()),
         ("Images", engine.images().list()?.len().to_string()),

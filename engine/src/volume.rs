@@ -1,0 +1,416 @@
+//! Volumes: directories of sandboxes that outlive them. `volumes/<name>/` in the root has
+//!
+//! | file | what |
+//! |---|---|
+//! | `volume.json` | [`Record`], replaced atomically |
+//! | `disk.ext4` | its files as a guest has them: a disk with one directory, `data`, so that no `lost+found` is in the way |
+//! | `data/` | its files as a container has them |
+//! | `use` | locked by the supervisors that use the disk; who writes to it is written in it |
+//!
+//! Which of the two it is its first user decides, and that never changes: a guest's disk is not mounted on the host's kernel.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown},
+    path::{Path, PathBuf},
+};
+
+use brig_image_store::removal::remove_tree;
+use jiff::Timestamp;
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error, Isolation, Paths,
+    cell::HostIds,
+    disk,
+    events::{Journal, Kind},
+    id::SandboxId,
+    sandbox::{Config, Sandbox, lock::Lock, read_record, write_record},
+};
+
+/// Bytes that a volume's filesystem has to offer. The file takes from the host only what is written to it.
+const DISK_BYTES: u64 = disk::DISK_BYTES;
+
+/// The directory on the disk that is the volume.
+pub const DATA: &str = "data";
+
+/// Most bytes of a name, as for files.
+const NAME_BYTES: usize = 200;
+
+/// What is known of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its name.
+    pub name: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Whether a sandbox has made it, without a name that anybody chose.
+    pub anonymous: bool,
+    /// What its files are kept for; none before it is used.
+    pub isolation: Option<Isolation>,
+}
+
+/// A volume, a directory of the host's, or a filesystem in memory where a sandbox wants it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMount {
+    /// What is mounted.
+    pub source: Source,
+    /// Where.
+    pub target: String,
+    /// Whether it can only be read.
+    pub read_only: bool,
+    /// Whether a volume that is empty gets what the image has there.
+    pub copy: bool,
+}
+
+/// What is mounted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// The volume of this name.
+    Volume(String),
+    /// A volume without a name, which goes with the sandbox when that is removed with its volumes.
+    Anonymous,
+    /// A file or directory of the host's.
+    Host(PathBuf),
+}
+
+/// Checks a name: Docker's rule.
+///
+/// # Errors
+/// A line that says what is wrong.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    let starts = name
+        .bytes()
+        .next()
+        .is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if !starts || name.len() < 2 || name.len() > NAME_BYTES || !name.bytes().all(good) {
+        return Err(format!(
+            "{name:?} is no name of a volume: two or more of a-z, A-Z, 0-9, '_', '.', '-', the first a letter or digit"
+        ));
+    }
+    Ok(())
+}
+
+/// The volumes of a root.
+#[derive(Clone, Debug)]
+pub struct Volumes {
+    root: PathBuf,
+}
+
+/// A volume's disk, in use by this process until it is dropped.
+#[derive(Debug)]
+pub struct Held {
+    /// The disk.
+    pub disk: File,
+    _lock: File,
+}
+
+impl Volumes {
+    /// Those of `paths`.
+    pub fn new(paths: &Paths) -> Self {
+        Self {
+            root: paths.root.clone(),
+        }
+    }
+
+    /// Those of the root at `root`.
+    pub fn of_root(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+        }
+    }
+
+    /// Makes the volumes that `mounts` name and that are not there, and gives those without a name one.
+    ///
+    /// # Errors
+    /// Those of [`Self::create`]; what was made without a name is gone then.
+    pub fn make(&self, mounts: &[VolumeMount]) -> Result<Vec<VolumeMount>, Error> {
+        let mut made: Vec<VolumeMount> = Vec::new();
+        for mount in mounts {
+            let record = match &mount.source {
+                Source::Host(_) => {
+                    made.push(mount.clone());
+                    continue;
+                }
+                Source::Volume(name) => self.create(Some(name), BTreeMap::new()),
+                Source::Anonymous => self.create(None, BTreeMap::new()),
+            };
+            match record {
+                Ok(record) => made.push(VolumeMount {
+                    source: Source::Volume(record.name),
+                    ..mount.clone()
+                }),
+                Err(e) => {
+                    self.forget_anonymous(&made, &[]);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(made)
+    }
+
+    /// Removes the volumes of a sandbox that is gone that nobody has given a name, but for those that `others` have.
+    pub fn remove_anonymous(&self, config: &Config, others: &[Sandbox]) {
+        self.forget_anonymous(&config.mounts, others);
+    }
+
+    pub(crate) fn forget_anonymous(&self, mounts: &[VolumeMount], others: &[Sandbox]) {
+        for mount in mounts {
+            if let Source::Volume(name) = &mount.source
+                && self.record(name).is_ok_and(|record| record.anonymous)
+            {
+                // One that is in use stays.
+                let _ = self.remove(name, others);
+            }
+        }
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
+    /// The directory of a volume.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory().join(name)
+    }
+
+    fn lock(&self) -> Result<Lock, Error> {
+        let directory = self.directory();
+        match fs::DirBuilder::new().mode(0o700).create(&directory) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made.map_err(Error::file("make", &directory))?,
+        }
+        Lock::take(&directory.with_extension("lock"))
+    }
+
+    fn record(&self, name: &str) -> Result<Record, Error> {
+        check_name(name).map_err(|reason| Error::option("volume", reason))?;
+        let missing = || Error::NoSuchVolume(name.to_owned());
+        read_record(&self.path(name).join("volume.json")).map_err(|e: Error| e.missing_as(missing))
+    }
+
+    /// The volume of this name.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchVolume`], [`Error::File`].
+    pub fn find(&self, name: &str) -> Result<Record, Error> {
+        self.record(name)
+    }
+
+    /// All volumes, by their names.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn list(&self) -> Result<Vec<Record>, Error> {
+        let directory = self.directory();
+        let entries = match fs::read_dir(&directory) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(Error::file("list", &directory))?,
+        };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut all: Vec<Record> = names.filter_map(|name| self.record(&name).ok()).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
+    }
+
+    /// Makes a volume unless it is there; without a name one that has a random one.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a name that is none; [`Error::File`].
+    pub fn create(&self, name: Option<&str>, labels: BTreeMap<String, String>) -> Result<Record, Error> {
+        let anonymous = name.is_none();
+        let name = match name {
+            Some(name) => name.to_owned(),
+            None => SandboxId::random()?.to_string(),
+        };
+        check_name(&name).map_err(|reason| Error::option("volume", reason))?;
+        let _lock = self.lock()?;
+        match self.record(&name) {
+            Err(Error::NoSuchVolume(_)) => {}
+            found => return found,
+        }
+        let record = Record {
+            name: name.clone(),
+            created: Timestamp::now(),
+            labels,
+            anonymous,
+            isolation: None,
+        };
+        let path = self.path(&name);
+        // What a killed creation left has no record.
+        let _ = remove_tree(&path);
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(Error::file("make", &path))?;
+        write_record(&path.join("volume.json"), &record)?;
+        self.note("create", &name);
+        Ok(record)
+    }
+
+    fn note(&self, action: &str, name: &str) {
+        Journal::of_root(&self.root).other(Kind::Volume, action, name, &[("driver", "local".to_owned())]);
+    }
+
+    /// Removes a volume that none of `sandboxes`, which are all, has.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchVolume`], [`Error::VolumeInUse`], [`Error::File`].
+    pub fn remove(&self, name: &str, sandboxes: &[Sandbox]) -> Result<(), Error> {
+        let _lock = self.lock()?;
+        self.record(name)?;
+        if let Some(user) = users(name, sandboxes).next() {
+            return Err(Error::VolumeInUse {
+                name: name.to_owned(),
+                by: user.config.name.clone(),
+            });
+        }
+        let path = self.path(name);
+        // Without its record it is none, should the rest be interrupted.
+        let record = path.join("volume.json");
+        fs::remove_file(&record).map_err(Error::file("remove", &record))?;
+        remove_tree(&path).map_err(Error::file("remove", &path))?;
+        self.note("destroy", name);
+        Ok(())
+    }
+
+    /// Settles what the files of a volume are kept for, at its first use.
+    fn settle(&self, name: &str, isolation: Isolation) -> Result<(), Error> {
+        let _lock = self.lock()?;
+        let record = self.record(name)?;
+        check_isolation(&record, isolation)?;
+        let path = self.path(name);
+        match isolation {
+            Isolation::Vm if !path.join("disk.ext4").exists() => {
+                disk::make_with(&path.join("disk.ext4"), DISK_BYTES, &[DATA])?;
+            }
+            Isolation::Container => {
+                let data = path.join(DATA);
+                match fs::DirBuilder::new().mode(0o755).create(&data) {
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                    made => {
+                        made.map_err(Error::file("make", &data))?;
+                        if let Some(root) = HostIds::look_up().root() {
+                            chown(&data, Some(root), Some(root)).map_err(Error::file("give away", &data))?;
+                        }
+                    }
+                }
+            }
+            Isolation::Vm => {}
+        }
+        if record.isolation.is_none() {
+            let record = Record {
+                isolation: Some(isolation),
+                ..record
+            };
+            write_record(&path.join("volume.json"), &record)?;
+        }
+        Ok(())
+    }
+
+    /// Opens the disk of a volume for a guest. Only one may write to it, and then nobody else may read it.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchVolume`], [`Error::Option`] for one of containers, [`Error::VolumeInUse`].
+    pub fn open(&self, name: &str, user: &Config, read_only: bool) -> Result<Held, Error> {
+        self.settle(name, Isolation::Vm)?;
+        let path = self.path(name).join("use");
+        let mut lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(Error::file("open", &path))?;
+        let operation = if read_only {
+            FlockOperation::NonBlockingLockShared
+        } else {
+            FlockOperation::NonBlockingLockExclusive
+        };
+        match flock(&lock, operation) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                let mut by = String::new();
+                let _ = lock.read_to_string(&mut by);
+                return Err(Error::VolumeInUse {
+                    name: name.to_owned(),
+                    by: by.lines().next().unwrap_or("another sandbox").to_owned(),
+                });
+            }
+            Err(e) => return Err(Error::file("lock", &path)(e.into())),
+        }
+        // Only for the message above.
+        let _ = lock
+            .rewind()
+            .and_then(|()| lock.set_len(0))
+            .and_then(|()| writeln!(lock, "{}", user.name));
+        let disk = self.path(name).join("disk.ext4");
+        let opened = OpenOptions::new().read(true).write(!read_only).open(&disk);
+        Ok(Held {
+            disk: opened.map_err(Error::file("open", &disk))?,
+            _lock: lock,
+        })
+    }
+
+    /// The directory of a volume for a container.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchVolume`], [`Error::Option`] for one of guests.
+    pub fn data(&self, name: &str) -> Result<PathBuf, Error> {
+        self.settle(name, Isolation::Container)?;
+        Ok(self.path(name).join(DATA))
+    }
+}
+
+/// The sandboxes that have this volume.
+pub fn users<'a>(name: &'a str, sandboxes: &'a [Sandbox]) -> impl Iterator<Item = &'a Sandbox> {
+    sandboxes.iter().filter(move |sandbox| {
+        let mounts = &sandbox.config.mounts;
+        mounts
+            .iter()
+            .any(|mount| matches!(&mount.source, Source::Volume(used) if used == name))
+    })
+}
+
+/// Refuses a volume whose files are kept for the other isolation.
+///
+/// # Errors
+/// [`Error::Option`].
+pub fn check_isolation(record: &Record, isolation: Isolation) -> Result<(), Error> {
+    match record.isolation {
+        Some(kept) if kept != isolation => Err(Error::option(
+            "--volume",
+            format!(
+                "{} has files of {} isolation, which {isolation} isolation cannot read: take another volume, or --isolation {kept}",
+                record.name,
+                kept.as_str()
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The bytes that a volume takes from the disk.
+pub fn disk_usage(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return 0;
+    };
+    let below = fs::read_dir(path).into_iter().flatten().flatten();
+    let below: u64 = if metadata.is_dir() {
+        below.map(|entry| disk_usage(&entry.path())).sum()
+    } else {
+        0
+    };
+    metadata.blocks() * 512 + below
+}
