@@ -104,6 +104,8 @@ fmt:
 lint:
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	# That of the fuzz targets follows every dependency that is added.
+	cargo tree --locked --quiet --manifest-path fuzz/Cargo.toml >/dev/null
 
 install: build
 	install -D -t $(DESTDIR)$(PREFIX)/bin build/bin/brig
