@@ -4,7 +4,7 @@ mod common;
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
-use brig_launcher::{Kernel, Root, rootfs::Overlay};
+use brig_launcher::{Kernel, Root, network, rootfs::Overlay};
 use brig_protocol::{
     agent::{ExitStatus, StartFailure},
     spec::Rlimit,
@@ -170,13 +170,19 @@ fn no_new_privileges_is_set_when_it_is_asked_for() {
 }
 
 #[test]
-fn the_loopback_interface_has_both_addresses_and_is_the_only_one() {
+fn the_loopback_interface_has_its_addresses_and_those_of_peers_and_is_the_only_one() {
     let image = Image::new();
-    let said =
-        image.shell("ls /sys/class/net; cat /proc/net/if_inet6; cat /proc/net/fib_trie | grep -c 127.0.0.1");
-    assert!(
-        said.starts_with("lo\n00000000000000000000000000000001 "),
-        "{said}"
+    let said = image.shell(
+        "ls /sys/class/net; cut -d ' ' -f 1 /proc/net/if_inet6 | sort; \
+         sed -n 's/^ *|-- \\([0-9.]*\\)$/\\1/p' /proc/net/fib_trie | sort -u",
+    );
+    let [v4, v6] = [
+        network::PEER_V4.to_string(),
+        "01000000000000000000000000000008".to_owned(),
+    ];
+    assert_eq!(
+        said,
+        format!("lo\n00000000000000000000000000000001\n{v6}\n127.0.0.0\n127.0.0.1\n127.255.255.255\n{v4}\n")
     );
 }
 

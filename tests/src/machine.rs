@@ -13,7 +13,9 @@ pub enum Need {
     Nothing,
     /// A usable `/dev/kvm`.
     Kvm,
-    /// The same, and root, to make a host that lacks something.
+    /// One with hardware virtualization.
+    StandardKvm,
+    /// A usable `/dev/kvm`, and root, to make a host that lacks something.
     KvmAndRoot,
     /// Root, to make a host that lacks something.
     Root,
@@ -63,6 +65,7 @@ impl Need {
             let missing = names.iter().find(|name| find_program(name).is_none())?;
             Some(format!("no {missing} here"))
         };
+        let emulated = || is_emulated().then(|| "KVM is emulated".to_owned());
         let registry = || programs(&["docker-registry", "skopeo", "htpasswd", "openssl"]);
         match self {
             Self::Nothing => None,
@@ -80,8 +83,8 @@ impl Need {
             Self::Recipes => env::var_os("BRIG_TEST_IMAGES").map(|_| "no recipes here".to_owned()),
             Self::RootAndRegistry => root().or_else(registry),
             Self::RecipesAndRegistry => Self::Recipes.missing().or_else(registry),
+            Self::StandardKvm => kvm().or_else(emulated),
             Self::StandardKvmAndServer { image, client } => {
-                let emulated = || is_emulated().then(|| "KVM is emulated".to_owned());
                 Self::KvmAndServer { image, client }.missing().or_else(emulated)
             }
             Self::KvmAndServer { image, client } => kvm()
