@@ -87,9 +87,9 @@ fn configure(context: &OwnedFd, kind: &str, source: &str, options: &[String]) ->
             },
         }
     }
-    // A read-only tmpfs that is not empty makes no sense, and for the others the attribute of the mount is what counts:
-    // their superblocks may be shared.
-    if kind == "tmpfs" && attributes.contains(MountAttrFlags::MOUNT_ATTR_RDONLY) {
+    // A read-only tmpfs that is not empty makes no sense, and a disk that can only be read cannot be opened otherwise. For the
+    // others the attribute of the mount is what counts: their superblocks may be shared.
+    if matches!(kind, "tmpfs" | "ext4") && attributes.contains(MountAttrFlags::MOUNT_ATTR_RDONLY) {
         fsconfig_set_flag(context, "ro")?;
     }
     fsconfig_create(context)?;

@@ -13,7 +13,7 @@ use serde_json::json;
 tests! {
     Need::Kvm => a_volume_outlives_its_sandboxes;
     Need::Containers => a_directory_of_the_host_is_a_containers;
-    Need::KvmAndRoot => a_volume_is_for_one_isolation_and_for_one_guest_at_a_time;
+    Need::KvmAndContainers => a_volume_is_for_one_isolation_and_for_one_guest_at_a_time;
     Need::Nothing => what_is_no_volume_is_refused_in_one_line;
 }
 
