@@ -6,11 +6,11 @@
 
 use libc::{M_MMAP_THRESHOLD, M_TOP_PAD, M_TRIM_THRESHOLD};
 use rustix::{
-    fs::{Mode, OFlags, openat},
     io,
     mm::{Advice, madvise},
-    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen},
 };
+
+use crate::switches;
 
 /// What a huge page's address is a multiple of (x86-64).
 const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -29,17 +29,7 @@ const PIECE_BYTES_MAX: libc::c_int = 32 << 20;
 /// # Errors
 /// Those of the system calls. Nothing but speed is lost then.
 pub fn allow_huge_pages() -> io::Result<()> {
-    let context = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_create(&context)?;
-    let sysfs = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    let switch = openat(
-        &sysfs,
-        "kernel/mm/transparent_hugepage/enabled",
-        OFlags::WRONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    io::write(&switch, b"madvise")?;
-    Ok(())
+    switches::set("sysfs", &[("kernel/mm/transparent_hugepage/enabled", "madvise")])
 }
 
 /// Makes the heap grow by huge pages from now on. Where that cannot be, it grows as before.

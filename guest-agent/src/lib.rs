@@ -11,7 +11,7 @@
 //!
 //! What a message asks for is done by [`sandbox`] (the sandbox and its first process, and more of them), [`process`], [`prepared`] (what of that can be done in
 //! advance), [`wake`] (what a restore has to change), [`priority`], [`disks`], [`unpack`] and the [`heap`] that it takes; `tools` is what the agent does in a sandbox itself.
-//! [`machine`] and [`vsock`] are what only a guest has; everything else works on descriptors that it is given, so
+//! [`machine`], `switches` and [`vsock`] are what only a guest has; everything else works on descriptors that it is given, so
 //! that a test can play the supervisor over socket pairs.
 
 pub mod agent;
@@ -29,6 +29,7 @@ pub mod reaper;
 pub mod relay;
 pub mod sandbox;
 pub mod streams;
+mod switches;
 mod tools;
 pub mod unpack;
 pub mod vsock;

@@ -2,17 +2,16 @@
 
 use brig_protocol::spec;
 use rustix::{
-    fs::{CWD, Mode, OFlags, openat},
-    io,
-    mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsmount,
-        fsopen, move_mount, open_tree,
-    },
+    fs::CWD,
+    mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree},
     process::{Resource, Rlimit, chroot, fchdir, setrlimit},
     system::{RebootCommand, reboot},
 };
 
-use crate::error::{AgentError, Context};
+use crate::{
+    error::{AgentError, Context},
+    switches,
+};
 
 /// File descriptors that the agent may have: a forwarded connection takes up to eight, and
 /// [`crate::streams::STREAMS_MAX`] streams are allowed.
@@ -37,7 +36,7 @@ pub fn prepare() -> Result<(), AgentError> {
     };
     setrlimit(Resource::Nofile, limit).step("raise the limit of open files")?;
     // It is for the host's good; a kernel that lacks a switch runs as well.
-    let _ = let_the_kernel_rest();
+    let _ = switches::set("proc", &REST);
     Ok(())
 }
 
@@ -47,22 +46,10 @@ pub fn prepare() -> Result<(), AgentError> {
 /// (mm/compaction.c). Each time that anything runs, the scheduler sets a timer for a second later, at whose end the
 /// statistics are gathered, which is something that runs (mm/vmstat.c, `vmstat_shepherd`). Where KVM interprets the guest's
 /// kernel both together cost 4 % of a processor.
-const REST: [(&str, &[u8]); 2] = [
-    ("sys/vm/compaction_proactiveness", b"0"),
-    ("sys/vm/stat_interval", b"120"),
+const REST: [(&str, &str); 2] = [
+    ("sys/vm/compaction_proactiveness", "0"),
+    ("sys/vm/stat_interval", "120"),
 ];
-
-/// Lets the kernel rest while nothing is to be done.
-fn let_the_kernel_rest() -> io::Result<()> {
-    let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_create(&context)?;
-    let proc = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    for (switch, value) in REST {
-        let switch = openat(&proc, switch, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-        io::write(&switch, value)?;
-    }
-    Ok(())
-}
 
 /// Binds the initial ramfs over itself and makes the copy the root. The kernel's first mount has no parent, so it could
 /// not be pivoted away from when a sandbox enters its own root (pivot_root(2), `EINVAL`).
