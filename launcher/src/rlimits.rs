@@ -2,7 +2,7 @@
 
 use std::io;
 
-use brig_protocol::spec::Rlimit;
+use brig_protocol::spec::{RESOURCES, Rlimit};
 
 use crate::error::{Context, LaunchError};
 
@@ -32,27 +32,9 @@ pub(crate) fn apply(limits: &[Rlimit]) -> Result<(), LaunchError> {
     Ok(())
 }
 
-/// The name of a resource, as `--ulimit` takes it.
+/// The name of a resource.
 fn name(resource: u8) -> String {
-    let names = [
-        "cpu",
-        "fsize",
-        "data",
-        "stack",
-        "core",
-        "rss",
-        "nproc",
-        "nofile",
-        "memlock",
-        "as",
-        "locks",
-        "sigpending",
-        "msgqueue",
-        "nice",
-        "rtprio",
-        "rttime",
-    ];
-    names
+    RESOURCES
         .get(usize::from(resource))
         .map_or_else(|| format!("number {resource}"), |&name| name.to_owned())
 }

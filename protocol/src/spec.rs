@@ -237,6 +237,26 @@ pub struct Rlimit {
     pub hard: u64,
 }
 
+/// The names of resource limits as `--ulimit` takes them, in the order of their numbers (asm-generic/resource.h).
+pub const RESOURCES: [&str; 16] = [
+    "cpu",
+    "fsize",
+    "data",
+    "stack",
+    "core",
+    "rss",
+    "nproc",
+    "nofile",
+    "memlock",
+    "as",
+    "locks",
+    "sigpending",
+    "msgqueue",
+    "nice",
+    "rtprio",
+    "rttime",
+];
+
 /// A set of capabilities, bit N standing for capability number N (capability.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CapabilitySet(pub u64);

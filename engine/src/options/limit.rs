@@ -3,30 +3,10 @@
 use std::{fmt, str::FromStr};
 
 use brig_image_store::limits::parse_bytes;
-use brig_protocol::spec::Rlimit;
+use brig_protocol::spec::{RESOURCES, Rlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, resources::MemoryMib};
-
-/// In the order of their numbers (asm-generic/resource.h).
-const RESOURCES: [&str; 16] = [
-    "cpu",
-    "fsize",
-    "data",
-    "stack",
-    "core",
-    "rss",
-    "nproc",
-    "nofile",
-    "memlock",
-    "as",
-    "locks",
-    "sigpending",
-    "msgqueue",
-    "nice",
-    "rtprio",
-    "rttime",
-];
 
 /// `RLIM_INFINITY`.
 const UNLIMITED: u64 = u64::MAX;
