@@ -15,28 +15,28 @@ tests! {
     Need::KvmAndContainers => compare_measures_both_walls;
 }
 
-/// The rows of a section that have figures, or words, in all of `columns`.
-fn rows(report: &Value, section: &str, columns: &[&str]) -> Vec<String> {
+/// The rows of a section.
+fn section<'r>(report: &'r Value, id: &'r str) -> impl Iterator<Item = &'r Value> {
     let sections = report["sections"].as_array().unwrap().iter();
-    let rows = sections
-        .filter(|found| found["id"] == section)
-        .flat_map(|found| found["rows"].as_array().unwrap());
+    let sections = sections.filter(move |found| found["id"] == id);
+    sections.flat_map(|found| found["rows"].as_array().unwrap())
+}
+
+/// The words for the rows of a section that have figures, or words, in all of `columns`.
+fn rows(report: &Value, id: &str, columns: &[&str]) -> Vec<String> {
     let has = |row: &Value, column: &str| {
         let cell = &row["cells"][column];
         cell["median"].as_f64().is_some_and(|median| median >= 0.0) || cell["text"].is_string()
     };
-    rows.filter(|row| columns.iter().all(|column| has(row, column)))
+    section(report, id)
+        .filter(|row| columns.iter().all(|column| has(row, column)))
         .map(|row| row["id"].as_str().unwrap().to_owned())
         .collect()
 }
 
 /// A row by the words for its section and itself.
-fn row<'r>(report: &'r Value, section: &str, id: &str) -> &'r Value {
-    let sections = report["sections"].as_array().unwrap().iter();
-    let mut rows = sections
-        .filter(|found| found["id"] == section)
-        .flat_map(|found| found["rows"].as_array().unwrap());
-    rows.find(|row| row["id"] == id).unwrap()
+fn row<'r>(report: &'r Value, of: &'r str, id: &str) -> &'r Value {
+    section(report, of).find(|row| row["id"] == id).unwrap()
 }
 
 fn compare_measures_whatever_a_container_is_like() {
