@@ -63,13 +63,9 @@ pub fn blank_name() -> String {
 pub fn blank(paths: &Paths) -> Result<PathBuf, Error> {
     let path = paths.templates().join(blank_name());
     if !path.exists() {
+        // Others may be making it too.
         let temporary = path.with_extension(format!("new-{}", std::process::id()));
-        let made = make_filesystem(&temporary, DISK_BYTES, &LAYER)
-            .and_then(|()| fs::rename(&temporary, &path).map_err(Error::file("make", &path)));
-        if made.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
-        made?;
+        make_at(&temporary, &path, DISK_BYTES, &LAYER)?;
     }
     Ok(path)
 }
@@ -87,11 +83,15 @@ pub fn make_sized(path: &Path, bytes: u64) -> Result<(), Error> {
 /// # Errors
 /// As [`blank`].
 pub fn make_with(path: &Path, bytes: u64, directories: &[&str]) -> Result<(), Error> {
-    let temporary = path.with_extension("new");
-    let made = make_filesystem(&temporary, bytes, directories)
-        .and_then(|()| fs::rename(&temporary, path).map_err(Error::file("make", path)));
+    make_at(&path.with_extension("new"), path, bytes, directories)
+}
+
+/// Makes it at `temporary`, which nobody else writes, before it is at `path`.
+fn make_at(temporary: &Path, path: &Path, bytes: u64, directories: &[&str]) -> Result<(), Error> {
+    let made = make_filesystem(temporary, bytes, directories)
+        .and_then(|()| fs::rename(temporary, path).map_err(Error::file("make", path)));
     if made.is_err() {
-        let _ = fs::remove_file(&temporary);
+        let _ = fs::remove_file(temporary);
     }
     made
 }

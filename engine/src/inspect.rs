@@ -74,7 +74,7 @@ pub fn inspect(paths: &Paths, sandbox: &Sandbox) -> Value {
 }
 
 fn mounts(paths: &Paths, config: &Config) -> Vec<Value> {
-    let volumes = Volumes::new(paths);
+    let volumes = Volumes::new(&paths.root);
     let all = config.mounts.iter().map(|mount| {
         let (kind, name, source) = match &mount.source {
             Source::Volume(name) => ("volume", name.as_str(), volumes.path(name)),

@@ -30,12 +30,14 @@ use tempfile::TempDir;
 use crate::{
     Error, Isolation, Paths, SandboxId,
     device_rate::DeviceRates,
+    guest::Origin,
     host::Host,
     options::HostOptions,
     resources::{Cpus, MemoryMib},
     sandbox::{
         Config,
         config::{Limits, VERSION as LAYOUT},
+        state::Live,
     },
     signal::Signal,
     vmm::{Spawn, Vmm, VmmError},
@@ -61,6 +63,19 @@ pub(crate) fn paths() -> (TempDir, Paths) {
 /// Puts a file in the place of the blank disk, so that no mke2fs is needed.
 pub(crate) fn blank_disk(paths: &Paths) {
     std::fs::write(paths.templates().join(crate::disk::blank_name()), "blank").unwrap();
+}
+
+/// What is known of a sandbox that runs, as little as there can be.
+pub(crate) fn live() -> Live {
+    Live {
+        supervisor_pid: 1,
+        vmm_pid: None,
+        ports: Vec::new(),
+        kernel: String::new(),
+        origin: Origin::Boot,
+        workarounds: false,
+        unconfined: None,
+    }
 }
 
 /// A configuration that runs `/bin/true`.

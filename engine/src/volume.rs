@@ -26,7 +26,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Isolation, Paths,
+    Error, Isolation,
     cell::HostIds,
     disk,
     events::{Journal, Kind},
@@ -115,15 +115,8 @@ pub struct Held {
 }
 
 impl Volumes {
-    /// Those of `paths`.
-    pub fn new(paths: &Paths) -> Self {
-        Self {
-            root: paths.root.clone(),
-        }
-    }
-
-    /// Those of the root at `root`.
-    pub fn of_root(root: &Path) -> Self {
+    /// Those of brig's root.
+    pub fn new(root: &Path) -> Self {
         Self {
             root: root.to_owned(),
         }
@@ -158,15 +151,11 @@ impl Volumes {
         Ok(made)
     }
 
-    /// Removes the volumes of a sandbox that is gone that nobody has given a name, but for those that `others` have.
-    pub fn remove_anonymous(&self, config: &Config, others: &[Sandbox]) {
-        self.forget_anonymous(&config.mounts, others);
-    }
-
-    pub(crate) fn forget_anonymous(&self, mounts: &[VolumeMount], others: &[Sandbox]) {
+    /// Removes those of `mounts` that nobody has given a name, but for those that `others` have.
+    pub fn forget_anonymous(&self, mounts: &[VolumeMount], others: &[Sandbox]) {
         for mount in mounts {
             if let Source::Volume(name) = &mount.source
-                && self.record(name).is_ok_and(|record| record.anonymous)
+                && self.find(name).is_ok_and(|record| record.anonymous)
             {
                 // One that is in use stays.
                 let _ = self.remove(name, others);
@@ -192,18 +181,14 @@ impl Volumes {
         Lock::take(&directory.with_extension("lock"))
     }
 
-    fn record(&self, name: &str) -> Result<Record, Error> {
-        check_name(name).map_err(|reason| Error::option("volume", reason))?;
-        let missing = || Error::NoSuchVolume(name.to_owned());
-        read_record(&self.path(name).join("volume.json")).map_err(|e: Error| e.missing_as(missing))
-    }
-
     /// The volume of this name.
     ///
     /// # Errors
-    /// [`Error::NoSuchVolume`], [`Error::File`].
+    /// [`Error::NoSuchVolume`], [`Error::Option`] for a name that is none, [`Error::File`].
     pub fn find(&self, name: &str) -> Result<Record, Error> {
-        self.record(name)
+        check_name(name).map_err(|reason| Error::option("volume", reason))?;
+        let missing = || Error::NoSuchVolume(name.to_owned());
+        read_record(&self.path(name).join("volume.json")).map_err(|e: Error| e.missing_as(missing))
     }
 
     /// All volumes, by their names.
@@ -217,7 +202,7 @@ impl Volumes {
             entries => entries.map_err(Error::file("list", &directory))?,
         };
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let mut all: Vec<Record> = names.filter_map(|name| self.record(&name).ok()).collect();
+        let mut all: Vec<Record> = names.filter_map(|name| self.find(&name).ok()).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(all)
     }
@@ -234,7 +219,7 @@ impl Volumes {
         };
         check_name(&name).map_err(|reason| Error::option("volume", reason))?;
         let _lock = self.lock()?;
-        match self.record(&name) {
+        match self.find(&name) {
             Err(Error::NoSuchVolume(_)) => {}
             found => return found,
         }
@@ -267,7 +252,7 @@ impl Volumes {
     /// [`Error::NoSuchVolume`], [`Error::VolumeInUse`], [`Error::File`].
     pub fn remove(&self, name: &str, sandboxes: &[Sandbox]) -> Result<(), Error> {
         let _lock = self.lock()?;
-        self.record(name)?;
+        self.find(name)?;
         if let Some(user) = users(name, sandboxes).next() {
             return Err(Error::VolumeInUse {
                 name: name.to_owned(),
@@ -286,7 +271,7 @@ impl Volumes {
     /// Settles what the files of a volume are kept for, at its first use.
     fn settle(&self, name: &str, isolation: Isolation) -> Result<(), Error> {
         let _lock = self.lock()?;
-        let record = self.record(name)?;
+        let record = self.find(name)?;
         check_isolation(&record, isolation)?;
         let path = self.path(name);
         match isolation {

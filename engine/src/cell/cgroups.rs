@@ -171,16 +171,13 @@ impl Cgroups {
 /// Sets the limits of a running sandbox, whose cgroups are there.
 ///
 /// # Errors
-/// [`Error::Isolation`].
+/// [`Error::Cgroup`].
 pub fn change(id: &SandboxId, limits: &Limits) -> Result<(), Error> {
     let (version, bases) = if is_unified() {
-        (
-            Version::Two,
-            vec![("", unified_parent().map(|parent| parent.join(PARENT)))],
-        )
+        (Version::Two, vec![("", unified_group())])
     } else {
         let base = |controller| (controller, legacy_base(controller));
-        (Version::One, ["memory", "cpu", "pids"].map(base).into())
+        (Version::One, UNIFIED.map(base).into())
     };
     for (controller, base) in bases {
         let Ok(base) = base else { continue };
@@ -197,9 +194,9 @@ pub fn change(id: &SandboxId, limits: &Limits) -> Result<(), Error> {
             .iter()
             .try_for_each(|(file, value)| set(&directory, file, value));
         if forward.is_err() {
-            let backward = wanted.iter().rev();
-            backward
-                .into_iter()
+            wanted
+                .iter()
+                .rev()
                 .try_for_each(|(file, value)| set(&directory, file, value))
                 .map_err(|e| cannot(&named(&directory, e)))?;
         }
@@ -230,7 +227,7 @@ pub fn check(limits: &Limits) -> Result<(), Error> {
 /// Removes what is left of a sandbox's cgroups. False while there is a process in one.
 pub fn forget(id: &SandboxId) -> bool {
     let bases = if is_unified() {
-        vec![unified_parent().map(|parent| parent.join(PARENT))]
+        vec![unified_group()]
     } else {
         CONTROLLERS.map(legacy_base).into()
     };
@@ -278,10 +275,7 @@ pub fn in_force(text: &str) -> InForce {
 /// How many processes of a sandbox the kernel has killed for want of memory.
 pub fn oom_kills(id: &SandboxId) -> u64 {
     let (base, file) = if is_unified() {
-        (
-            unified_parent().map(|parent| parent.join(PARENT)),
-            "memory.events",
-        )
+        (unified_group(), "memory.events")
     } else {
         (legacy_base("memory"), "memory.oom_control")
     };
@@ -316,7 +310,7 @@ pub fn memory_and_cpu(id: &SandboxId) -> Option<Counted> {
         words.next()?.parse().ok()
     };
     if is_unified() {
-        let directory = unified_parent().ok()?.join(PARENT).join(id.as_str());
+        let directory = unified_group().ok()?.join(id.as_str());
         if !directory.exists() {
             return None;
         }
@@ -455,6 +449,11 @@ fn unified_base(with_io: bool) -> io::Result<PathBuf> {
     make_directory(&base)?;
     enable(&base, with_io)?;
     Ok(base)
+}
+
+/// Where that is.
+fn unified_group() -> io::Result<PathBuf> {
+    Ok(unified_parent()?.join(PARENT))
 }
 
 /// The cgroup of version 2 that brig's are made in.

@@ -254,10 +254,10 @@ fn check_mounts(options: &CreateOptions) -> Result<(), Error> {
     if options.mounts.len() > VOLUMES_MAX {
         return refused(format!("a sandbox has {VOLUMES_MAX} volumes at most"));
     }
-    let mut targets: Vec<&str> = options.mounts.iter().map(|mount| mount.target.as_str()).collect();
-    targets.extend(options.options.tmpfs.iter().map(|tmpfs| tmpfs.path.as_str()));
-    let mut targets: Vec<&str> = targets
-        .into_iter()
+    let volumes = options.mounts.iter().map(|mount| &mount.target);
+    let tmpfs = options.options.tmpfs.iter().map(|tmpfs| &tmpfs.path);
+    let mut targets: Vec<&str> = volumes
+        .chain(tmpfs)
         .map(|target| target.trim_end_matches('/'))
         .collect();
     targets.sort_unstable();
@@ -266,14 +266,14 @@ fn check_mounts(options: &CreateOptions) -> Result<(), Error> {
     }
     for mount in &options.mounts {
         if let Source::Host(path) = &mount.source {
-            let path = path.display();
+            let shown = path.display();
             if options.isolation == Isolation::Vm {
                 return refused(format!(
-                    "a guest cannot have {path} of the host: use a named volume and brig cp, or --isolation container"
+                    "a guest cannot have {shown} of the host: use a named volume and brig cp, or --isolation container"
                 ));
             }
-            if let Err(e) = std::fs::metadata(path.to_string()) {
-                return refused(format!("{path}: {e}"));
+            if let Err(e) = std::fs::metadata(path) {
+                return refused(format!("{shown}: {e}"));
             }
         }
     }

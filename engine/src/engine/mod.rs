@@ -237,7 +237,7 @@ impl Engine {
 
     /// Its volumes.
     pub fn volumes(&self) -> Volumes {
-        Volumes::new(&self.paths)
+        Volumes::new(&self.paths.root)
     }
 
     /// Removes a volume that no sandbox has.

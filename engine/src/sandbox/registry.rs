@@ -218,7 +218,7 @@ impl Registry {
                     Journal::of_root(root).sandbox(&config, "destroy", &[]);
                     if with_volumes {
                         let others = self.list().unwrap_or_default();
-                        Volumes::of_root(root).remove_anonymous(&config, &others);
+                        Volumes::new(root).forget_anonymous(&config.mounts, &others);
                     }
                 }
                 Ok(())
@@ -323,9 +323,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        guest::Origin,
-        sandbox::{State, Status, state::Live},
-        test_support::config,
+        sandbox::{State, Status},
+        test_support::{config, live},
     };
 
     fn registry() -> (tempfile::TempDir, Registry) {
@@ -447,18 +446,9 @@ mod tests {
         let (_temporary, registry) = registry();
         let made = create(&registry, None).unwrap();
         let directory = registry.directory(&made.id);
-        let live = Live {
-            supervisor_pid: 1,
-            vmm_pid: None,
-            ports: vec![],
-            kernel: String::new(),
-            origin: Origin::Boot,
-            workarounds: false,
-            unconfined: None,
-        };
         let lock = Lock::try_take(&directory.lock()).unwrap().unwrap();
         directory
-            .write_state(&State::created().running(Timestamp::now(), live))
+            .write_state(&State::created().running(Timestamp::now(), live()))
             .unwrap();
         let sandbox = registry.load(&made.id).unwrap();
         assert!(sandbox.is_running() && sandbox.supervised);

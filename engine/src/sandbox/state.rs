@@ -268,6 +268,7 @@ pub struct Live {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_support::live;
 
     fn running() -> State {
         let live = Live {
@@ -303,15 +304,6 @@ mod tests {
 
     #[test]
     fn restarts_are_counted_until_somebody_starts_it() {
-        let live = || Live {
-            supervisor_pid: 1,
-            vmm_pid: None,
-            ports: vec![],
-            kernel: String::new(),
-            origin: Origin::Boot,
-            workarounds: false,
-            unconfined: None,
-        };
         let now = Timestamp::UNIX_EPOCH;
         let resting = running().resting(now, 3, None);
         assert_eq!(
@@ -357,16 +349,7 @@ mod tests {
     #[test]
     fn a_new_start_forgets_the_last_exit_and_its_error() {
         let failed = State::created().start_failed(127, "no such file".into());
-        let live = Live {
-            supervisor_pid: 1,
-            vmm_pid: None,
-            ports: vec![],
-            kernel: String::new(),
-            origin: Origin::Boot,
-            workarounds: false,
-            unconfined: None,
-        };
-        let state = failed.running(Timestamp::UNIX_EPOCH, live);
+        let state = failed.running(Timestamp::UNIX_EPOCH, live());
         assert_eq!((state.exit_code, state.error), (0, None));
     }
 }

@@ -66,7 +66,7 @@ impl Start<'_> {
 impl Start<'_> {
     /// The volumes and directories that the cell gets, in the order of the configuration's.
     fn volume_directories(&self) -> Result<Vec<PathBuf>, Error> {
-        let volumes = Volumes::new(self.paths);
+        let volumes = Volumes::new(&self.paths.root);
         let directory = |mount: &VolumeMount| match &mount.source {
             Source::Volume(name) => volumes.data(name),
             Source::Host(path) => Ok(path.clone()),

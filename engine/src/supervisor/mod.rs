@@ -332,7 +332,7 @@ async fn supervise(paths: &Paths, id: &SandboxId, likely: Likely, starter: UnixS
             }
             resting = Some((rests.next(ran), exit.clone()));
         }
-        begin = Begin::again();
+        begin = Begin::default();
         phase.send_replace(Phase::Over(farewell(end)));
         // A client that does not take what it is told keeps nobody from going on.
         farewells.spawn_local(async move { service.finish(FAREWELL).await });

@@ -55,8 +55,8 @@ impl Phase {
     }
 }
 
-/// How the sandbox is to be started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How the sandbox is to be started. The default is a start that nobody waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Begin {
     /// Whether the starter wants output and exit status.
     attach: bool,
@@ -68,19 +68,6 @@ pub(super) struct Begin {
     pub count: bool,
     /// The size of the process's terminal.
     pub size: Option<WindowSize>,
-}
-
-impl Begin {
-    /// A start that nobody has asked for.
-    pub fn again() -> Self {
-        Self {
-            attach: false,
-            discard: false,
-            cold: false,
-            count: false,
-            size: None,
-        }
-    }
 }
 
 /// Takes the first request of the one who starts the sandbox; `None` when that is no start, or no request at all.

@@ -237,7 +237,7 @@ impl Start<'_> {
 
     /// Opens the volumes that the guest gets, in the order of the configuration's.
     fn open_volumes(&self) -> Result<Vec<Held>, Error> {
-        let volumes = Volumes::new(self.paths);
+        let volumes = Volumes::new(&self.paths.root);
         let open = |mount: &VolumeMount| match &mount.source {
             Source::Volume(name) => volumes.open(name, self.config, mount.read_only),
             // They are refused when the sandbox is made.
