@@ -370,6 +370,9 @@ pub enum Error {
     /// brig-vmm could not be started or ended too early.
     #[error(transparent)]
     Vmm(#[from] crate::vmm::VmmError),
+    /// What a supervisor's steward was asked for did not succeed.
+    #[error("{0}")]
+    Steward(String),
     /// A file of brig's.
     #[error("cannot {action} {path}")]
     File {

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read},
+    io::{self, Read, Seek},
     os::{
         fd::OwnedFd,
         unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
@@ -60,6 +60,15 @@ pub fn read_bounded(file: File, limit: u64) -> io::Result<Vec<u8>> {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
     Ok(bytes)
+}
+
+/// As [`read_bounded`], of a file that has been written by somebody with this descriptor.
+///
+/// # Errors
+/// As [`read_bounded`].
+pub fn read_from_start(mut file: File, limit: u64) -> io::Result<Vec<u8>> {
+    file.rewind()?;
+    read_bounded(file, limit)
 }
 
 /// Makes a file that does not exist yet, for its owner alone.

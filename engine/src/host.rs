@@ -1,6 +1,10 @@
 //! What the supervisor and the unpacker take from the host; a test gives them something else.
 
-use std::{fs::File, path::PathBuf, time::Duration};
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    time::Duration,
+};
 
 use brig_image_store::{Image, ImageId, Store};
 use brig_protocol::vmm::KvmKind;
@@ -8,7 +12,11 @@ use brig_protocol::vmm::KvmKind;
 use crate::{
     Error, Paths, SandboxId,
     cell::{BrigCell, HostIds},
-    sandbox::Config,
+    control,
+    sandbox::{Config, Registry, lock::Lock},
+    snapshot::{Snapshots, store::Part},
+    supervisor::Needs,
+    template::{Cache, Key},
     vmm::{BrigVmm, Spawn, Vmm, VmmError},
 };
 
@@ -56,6 +64,56 @@ pub trait Host: Spawn {
     /// [`Error::Runtime`].
     fn complain_to(&self, log: File) -> Result<(), Error>;
 
+    /// What the kernel tells of the pages of a VMM that has just been started, if it does.
+    fn page_map(&self, vmm: &Vmm) -> Option<File> {
+        page_map(vmm.pid()?)
+    }
+
+    /// Keeps in mind that a sandbox has started from a template.
+    fn template_worked(&self, cache: &Cache, key: &Key) {
+        cache.worked(key);
+    }
+
+    /// Drops a template that could not be used.
+    fn drop_template(&self, cache: &Cache, key: &Key) {
+        cache.drop_broken(key);
+    }
+
+    /// Keeps with a template which pages a start touches. What goes wrong here costs later starts a little time and nothing else.
+    fn keep_pages(&self, cache: &Cache, key: &Key, pages: File) {
+        let _ = cache.keep_pages(key, pages);
+    }
+
+    /// Makes a file of a snapshot that is being made.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSnapshot`], [`Error::File`], [`Error::Steward`].
+    fn make_snapshot_file(&self, snapshots: &Snapshots, workspace: &str, part: Part) -> Result<File, Error> {
+        snapshots.make_file(workspace, part)
+    }
+
+    /// Removes the control socket of the sandbox `id`.
+    fn remove_socket(&self, paths: &Paths, id: &SandboxId) {
+        let _ = fs::remove_file(control::socket_path(&paths.runtime, id));
+    }
+
+    /// Removes the sandbox `id`, whose lock the caller holds, with its volumes that have no names.
+    ///
+    /// # Errors
+    /// Those of [`Registry::remove`]; [`Error::Steward`].
+    fn remove_sandbox(&self, paths: &Paths, id: &SandboxId, lock: &Lock) -> Result<(), Error> {
+        Registry::new(paths.sandboxes()).remove(id, lock, true)
+    }
+
+    /// Gives up what a supervisor does not need once its guest is about to start, for good: of files it is left these.
+    ///
+    /// # Errors
+    /// [`Error::Walls`].
+    fn wall_in(&self, needs: &Needs) -> Result<(), Error> {
+        let _ = needs;
+        Ok(())
+    }
+
     /// How long a restored guest may take from the start of its VMM to its agent's word that it is awake.
     fn wake_timeout(&self, kvm: KvmKind) -> Duration {
         match kvm {
@@ -63,6 +121,10 @@ pub trait Host: Spawn {
             KvmKind::Emulated => WAKE_TIMEOUT_EMULATED,
         }
     }
+}
+
+pub(crate) fn page_map(pid: u32) -> Option<File> {
+    File::open(format!("/proc/{pid}/pagemap")).ok()
 }
 
 /// This machine.

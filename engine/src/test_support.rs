@@ -40,6 +40,7 @@ use crate::{
         state::Live,
     },
     signal::Signal,
+    supervisor::Needs,
     vmm::{Spawn, Vmm, VmmError},
 };
 
@@ -140,6 +141,7 @@ pub(crate) fn image(entrypoint: &[&str], cmd: &[&str]) -> Image {
 pub(crate) struct FakeVmm {
     script: Arc<dyn Fn(Player) + Send + Sync>,
     spawned: AtomicUsize,
+    walled_in: Arc<AtomicUsize>,
     wake_timeout: Duration,
 }
 
@@ -151,6 +153,7 @@ impl FakeVmm {
         Self {
             script: Arc::new(script),
             spawned: AtomicUsize::new(0),
+            walled_in: Arc::default(),
             wake_timeout: PATIENCE,
         }
     }
@@ -159,6 +162,14 @@ impl FakeVmm {
     pub fn impatient(self) -> Self {
         Self {
             wake_timeout: Duration::from_secs(2),
+            ..self
+        }
+    }
+
+    /// Has `walled_in` count how often a supervisor has closed its walls.
+    pub fn counting(self, walled_in: &Arc<AtomicUsize>) -> Self {
+        Self {
+            walled_in: Arc::clone(walled_in),
             ..self
         }
     }
@@ -195,6 +206,11 @@ impl Host for FakeVmm {
     }
 
     fn complain_to(&self, _log: File) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn wall_in(&self, _needs: &Needs) -> Result<(), Error> {
+        self.walled_in.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 

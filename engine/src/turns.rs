@@ -25,15 +25,21 @@ pub fn places() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get) * STARTS_A_CPU
 }
 
-/// Waits for a place. Where places cannot be kept, on a full disk say, nobody waits. Cancel safe.
-pub async fn take(paths: &Paths) -> Turn {
+/// The files of the places, which are there then. All at once, by the first: a root looks the same however many have started in it at a
+/// time.
+pub(crate) fn lay_out(paths: &Paths) -> Vec<PathBuf> {
     let places: Vec<PathBuf> = (0..places()).map(|place| paths.start_lock(place)).collect();
-    // All at once, by the first: a root looks the same however many have started in it at a time.
     if places.last().is_some_and(|last| !last.exists()) {
         for place in &places {
             let _ = Lock::try_take(place);
         }
     }
+    places
+}
+
+/// Waits for a place. Where places cannot be kept, on a full disk say, nobody waits. Cancel safe.
+pub async fn take(paths: &Paths) -> Turn {
+    let places = lay_out(paths);
     loop {
         for place in &places {
             match Lock::try_take(place) {

@@ -52,6 +52,9 @@ pub enum VmmError {
     /// The host gives it no jail.
     #[error("cannot start brig-vmm")]
     Jail(#[from] SpawnError),
+    /// It was not started by whoever does that for a supervisor, who says why.
+    #[error("{0}")]
+    NotStarted(String),
     /// The channel could not be made or used.
     #[error("cannot talk to brig-vmm")]
     Channel(#[from] ChannelError),
@@ -75,7 +78,7 @@ pub enum VmmError {
 impl VmmError {
     /// Whether there was no VMM at all, so that another way to start a guest fails just so.
     pub fn is_of_spawn(&self) -> bool {
-        matches!(self, Self::Spawn { .. } | Self::Jail(_))
+        matches!(self, Self::Spawn { .. } | Self::Jail(_) | Self::NotStarted(_))
     }
 }
 
@@ -97,28 +100,27 @@ pub struct BrigVmm {
 
 impl Spawn for BrigVmm {
     fn spawn(&self) -> Result<Vmm, VmmError> {
-        let (ours, theirs) = channel::pair().map_err(ChannelError::Io)?;
-        let (said, stderr) = io::pipe().map_err(ChannelError::Io)?;
-        let cannot_open = |source| VmmError::Spawn {
+        Vmm::started(|streams| self.start(streams, spawn))
+    }
+}
+
+impl BrigVmm {
+    /// Has `spawn` start the program with these standard streams.
+    pub(crate) fn start(
+        &self,
+        streams: [BorrowedFd<'_>; 3],
+        spawn: impl FnOnce(&Program<'_>) -> Result<brig_jail::spawn::Process, SpawnError>,
+    ) -> Result<brig_jail::spawn::Process, VmmError> {
+        let program = File::open(&self.program).map_err(|source| VmmError::Spawn {
             path: self.program.clone(),
             source,
-        };
-        let program = File::open(&self.program).map_err(cannot_open)?;
-        let null = OpenOptions::new()
-            .write(true)
-            .open("/dev/null")
-            .map_err(ChannelError::Io)?;
-        // Its standard input is `brig_protocol::vmm::CHANNEL_FD`. What it does to itself is in `brig_vmm::jail`.
-        let process = spawn(&Program {
+        })?;
+        // What it does to itself is in `brig_vmm::jail`.
+        Ok(spawn(&Program {
             file: program.as_fd(),
             arguments: &[c"brig-vmm".to_owned()],
-            streams: [theirs.as_fd(), null.as_fd(), stderr.as_fd()],
-        })?;
-        Vmm::new(
-            ours,
-            said.into(),
-            Some(Process::new(process).map_err(ChannelError::Io)?),
-        )
+            streams,
+        })?)
     }
 }
 
@@ -198,6 +200,21 @@ pub struct Vmm {
 }
 
 impl Vmm {
+    /// The VMM that `start` starts with these standard streams; the first is `brig_protocol::vmm::CHANNEL_FD`. Needs a tokio runtime.
+    pub(crate) fn started(
+        start: impl FnOnce([BorrowedFd<'_>; 3]) -> Result<brig_jail::spawn::Process, VmmError>,
+    ) -> Result<Self, VmmError> {
+        let (ours, theirs) = channel::pair().map_err(ChannelError::Io)?;
+        let (said, stderr) = io::pipe().map_err(ChannelError::Io)?;
+        let null = OpenOptions::new()
+            .write(true)
+            .open("/dev/null")
+            .map_err(ChannelError::Io)?;
+        let process = start([theirs.as_fd(), null.as_fd(), stderr.as_fd()])?;
+        let process = Process::new(process).map_err(ChannelError::Io)?;
+        Self::new(ours, said.into(), Some(process))
+    }
+
     /// The VMM at the other end of `channel`, which complains to the pipe `stderr`. Needs a tokio runtime.
     ///
     /// # Errors

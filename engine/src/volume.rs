@@ -302,6 +302,19 @@ impl Volumes {
         Ok(())
     }
 
+    /// Sees to it that the disk of a volume for guests is there.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchVolume`], [`Error::Option`] for one of containers, those of making a disk.
+    pub(crate) fn lay_out(&self, name: &str) -> Result<(), Error> {
+        self.settle(name, Isolation::Vm)
+    }
+
+    /// What using a volume changes: its directory, and the lock of all.
+    pub(crate) fn changed_by_use(&self, name: &str) -> [PathBuf; 2] {
+        [self.path(name), self.directory().with_extension("lock")]
+    }
+
     /// Opens the disk of a volume for a guest. Only one may write to it, and then nobody else may read it.
     ///
     /// # Errors

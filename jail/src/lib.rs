@@ -16,7 +16,7 @@
 //! | [`limits`] | resource limits |
 //! | [`capabilities`] | gives up what the process needed to build its walls |
 //! | [`seccomp`] | the system calls that are left, compiled from a list |
-//! | [`landlock`] | forbids what can be forbidden about files and ports, a second time |
+//! | [`landlock`] | forbids what can be forbidden about files and ports, all of it or all but some directories |
 //!
 //! What a process must be able to do to itself to build them is [`capabilities::BUILDING`]: it is given those and no other.
 

@@ -116,13 +116,42 @@ const NAMESPACES: u64 = (libc::CLONE_NEWUSER | libc::CLONE_NEWPID) as u64;
 /// Resets signals that the parent handles (linux/sched.h).
 const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 
+/// Whose child a new process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Parent {
+    /// This process.
+    This,
+    /// The parent of this process.
+    Its,
+}
+
 /// Starts `program`. What goes wrong after the process has been made is told by itself on its standard error; it ends with
 /// status 127 then.
 ///
 /// # Errors
 /// [`SpawnError`]; no process is left then.
 pub fn spawn(program: &Program<'_>) -> Result<Process, SpawnError> {
-    let (told, tell) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| SpawnError::Prepare(e.into()))?;
+    start(program, Parent::This)
+        .inspect_err(|(_, left)| {
+            if let Some(process) = left {
+                let _ = process.wait();
+            }
+        })
+        .map_err(|(e, _)| e)
+}
+
+/// Starts `program` as a child of this process's parent, which collects it, and with whom it ends. For that one, which may not be
+/// able to start it by itself.
+///
+/// # Errors
+/// As [`spawn`]; a process that is left is killed, and the parent has it to collect.
+pub fn spawn_sibling(program: &Program<'_>) -> Result<Process, SpawnError> {
+    start(program, Parent::Its).map_err(|(e, _)| e)
+}
+
+/// What goes wrong comes with a process that is left to be collected.
+fn start(program: &Program<'_>, parent: Parent) -> Result<Process, (SpawnError, Option<Process>)> {
+    let (told, tell) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| (SpawnError::Prepare(e.into()), None))?;
     let arguments: Vec<_> = program
         .arguments
         .iter()
@@ -137,10 +166,15 @@ pub fn spawn(program: &Program<'_>) -> Result<Process, SpawnError> {
         tell: tell.as_raw_fd(),
     };
     let mut pidfd: RawFd = -1;
+    // A sibling's end is told by the signal that this process's own is told by (clone(2), CLONE_PARENT).
+    let (flags, exit_signal) = match parent {
+        Parent::This => (0, libc::SIGCHLD as u64),
+        Parent::Its => (libc::CLONE_PARENT as u64, 0),
+    };
     let arguments = CloneArgs {
-        flags: NAMESPACES | CLONE_CLEAR_SIGHAND | libc::CLONE_PIDFD as u64,
+        flags: NAMESPACES | CLONE_CLEAR_SIGHAND | libc::CLONE_PIDFD as u64 | flags,
         pidfd: (&raw mut pidfd) as u64,
-        exit_signal: libc::SIGCHLD as u64,
+        exit_signal,
         ..CloneArgs::default()
     };
     // SAFETY: without CLONE_VM and with no stack this is fork(2): the child goes on with a copy of this memory. It calls
@@ -150,7 +184,7 @@ pub fn spawn(program: &Program<'_>) -> Result<Process, SpawnError> {
     if pid == 0 {
         child::run(&plan);
     }
-    let pid = made(pid)?;
+    let pid = made(pid).map_err(|e| (e, None))?;
     // SAFETY: the kernel has filled it with a new descriptor, which nothing else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     drop(told);
@@ -170,8 +204,7 @@ pub fn spawn(program: &Program<'_>) -> Result<Process, SpawnError> {
         }
         Err(e) => {
             process.kill();
-            let _ = process.wait();
-            Err(SpawnError::Map(e))
+            Err((SpawnError::Map(e), Some(process)))
         }
     }
 }
@@ -308,6 +341,59 @@ mod tests {
             std::os::unix::process::ExitStatusExt::signal(&status),
             Some(libc::SIGKILL)
         );
+    }
+
+    #[test]
+    fn a_sibling_is_the_parents_to_collect_and_ends_with_it() {
+        let (mut told, tell) = io::pipe().unwrap();
+        let sleep = File::open("/bin/sleep").unwrap();
+        let arguments = ["sleep", "1000"].map(|word| CString::new(word).unwrap());
+        let null = [(); 3].map(|()| File::options().read(true).write(true).open("/dev/null").unwrap());
+        // A parent with a child that starts a sibling of its own; each ends by _exit.
+        // SAFETY: the child makes processes and ends by _exit. It allocates, which glibc allows after a fork of a process with threads.
+        let parent = unsafe { libc::fork() };
+        if parent == 0 {
+            // SAFETY: as above.
+            let helper = unsafe { libc::fork() };
+            if helper == 0 {
+                let program = Program {
+                    file: sleep.as_fd(),
+                    arguments: &arguments,
+                    streams: null.each_ref().map(AsFd::as_fd),
+                };
+                let pid = spawn_sibling(&program).map_or(0, |process| process.pid.as_raw_nonzero().get());
+                let _ = (&tell).write_all(&pid.to_ne_bytes());
+                // SAFETY: ends this process at once.
+                unsafe { libc::_exit(0) };
+            }
+            let mut bytes = [0; 4];
+            let _ = told.read_exact(&mut bytes);
+            let pid = Pid::from_raw(i32::from_ne_bytes(bytes));
+            // It runs, and is this process's.
+            let runs = pid.is_some_and(|pid| matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)));
+            let _ = (&tell).write_all(&bytes);
+            // SAFETY: ends this process at once.
+            unsafe { libc::_exit(i32::from(!runs)) };
+        }
+        drop(tell);
+        let (_, status) = waitpid(Pid::from_raw(parent), WaitOptions::empty())
+            .unwrap()
+            .unwrap();
+        assert_eq!(status.exit_status(), Some(0));
+        let mut bytes = [0; 4];
+        told.read_exact(&mut bytes).unwrap();
+        let pid = i32::from_ne_bytes(bytes);
+        let running = || {
+            let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            state.contains("(sleep)") && !state.contains(") Z")
+        };
+        for _ in 0..500 {
+            if !running() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("it goes on without its parent");
     }
 
     #[test]

@@ -194,16 +194,18 @@ fn idle(brig: &Brig, count: usize) {
         ids.push(id.trim().to_owned());
     }
     let taken = before.saturating_sub(available_kib());
-    let (mut supervisors, mut vmms, mut own) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut supervisors, mut stewards, mut vmms, mut own) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for process in leftovers::processes(brig) {
         let Some((pss, memory)) = pss_kib(process.pid) else {
             continue;
         };
-        if process.name == "brig-vmm" {
-            vmms.push(pss);
-            own.push(pss - memory);
-        } else {
-            supervisors.push(pss);
+        match process.name.as_str() {
+            "brig-vmm" => {
+                vmms.push(pss);
+                own.push(pss - memory);
+            }
+            "brig-steward" => stewards.push(pss),
+            _ => supervisors.push(pss),
         }
     }
     println!(
@@ -211,6 +213,7 @@ fn idle(brig: &Brig, count: usize) {
     );
     for (what, values) in [
         ("supervisor", &supervisors),
+        ("its steward", &stewards),
         ("brig-vmm with its guest", &vmms),
         ("brig-vmm without it", &own),
     ] {

@@ -224,6 +224,18 @@ pub fn check(limits: &Limits) -> Result<(), Error> {
     Ok(())
 }
 
+/// The directories that the cgroups of brig-vmms are made in, which are there then, as far as this user may make them.
+pub fn lay_out() -> Vec<PathBuf> {
+    let bases = if is_unified() {
+        vec![unified_base(false)]
+    } else {
+        UNIFIED
+            .map(|controller| legacy_base(controller).and_then(|base| make_directory(&base).map(|()| base)))
+            .into()
+    };
+    bases.into_iter().flatten().collect()
+}
+
 /// Removes what is left of a sandbox's cgroups. False while there is a process in one.
 pub fn forget(id: &SandboxId) -> bool {
     let bases = if is_unified() {

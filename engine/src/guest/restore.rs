@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::Path,
     time::Duration,
 };
 
@@ -13,6 +12,7 @@ use brig_protocol::{
     stream::CONTROL_PORT,
     vmm::{Command, Event, FdIndex, IoLimits, RejoinConfig, RestoreConfig, SavedStream},
 };
+use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Begun, Disk, Failure, Guest, Kvm, Origin, describe_disks, is_idle_talk};
@@ -23,6 +23,7 @@ use crate::{
     error::chain,
     host::Host,
     id::random_bytes,
+    template::{Cache, Key},
     vmm::VmmError,
 };
 
@@ -81,12 +82,8 @@ impl Guest {
         let deadline = Instant::now() + limit;
         let begun = Begun::new(host, &console)?;
         // Before the VMM closes itself to its user: later only root may.
-        let page_map = match (&plan.saved.pages, begun.vmm.pid()) {
-            (None, Some(pid)) if plan.origin == Origin::Template => {
-                File::open(format!("/proc/{pid}/pagemap")).ok()
-            }
-            _ => None,
-        };
+        let unrecorded = plan.origin == Origin::Template && plan.saved.pages.is_none();
+        let page_map = unrecorded.then(|| host.page_map(&begun.vmm)).flatten();
         {
             let (config, files) = message(&plan, kvm, &begun);
             begun.vmm.channel.send(&Command::Restore(config), &files).await?;
@@ -160,14 +157,14 @@ impl Guest {
 
     /// Has the VMM write down which pages the guest has touched so far, when nothing is known about that yet. What goes wrong
     /// here costs later starts a little time and nothing else.
-    pub(crate) async fn record_pages(&mut self, template: &Path) {
+    pub(crate) async fn record_pages(&mut self, host: &dyn Host, cache: &Cache, key: &Key) {
         let Some(page_map) = self.page_map.take() else {
             return;
         };
-        let Ok(file) = tempfile::NamedTempFile::new_in(template) else {
+        let Ok(file) = memfd_create(PAGES, MemfdFlags::CLOEXEC) else {
             return;
         };
-        let files = [page_map.as_fd(), file.as_file().as_fd()];
+        let files = [page_map.as_fd(), file.as_fd()];
         let recorded = async {
             self.vmm.channel.send(&Command::RecordPages, &files).await.ok()?;
             loop {
@@ -179,7 +176,7 @@ impl Guest {
             }
         };
         if let Ok(Some(_)) = timeout(RECORD_TIMEOUT, recorded).await {
-            let _ = file.persist(template.join(PAGES));
+            host.keep_pages(cache, key, file.into());
         }
     }
 

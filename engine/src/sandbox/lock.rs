@@ -8,7 +8,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::{
-        fd::AsRawFd,
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::Path,
@@ -19,7 +19,7 @@ use crate::Error;
 /// A held lock; dropping it releases it.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -50,6 +50,19 @@ impl Lock {
                 Err(e) => return Err(Error::file("lock", path)(e)),
             }
         }
+    }
+}
+
+impl Lock {
+    /// The lock that another process holds, of whose open file `file` is a copy: a lock of this kind is the open file's.
+    pub(crate) fn of_another(file: OwnedFd) -> Self {
+        Self { file: file.into() }
+    }
+}
+
+impl AsFd for Lock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 
@@ -85,7 +98,7 @@ fn still_there(path: &Path, file: File) -> Result<Lock, Error> {
     if (held.dev(), held.ino()) != (named.dev(), named.ino()) {
         return Err(Error::file("lock", path)(io::ErrorKind::NotFound.into()));
     }
-    Ok(Lock { _file: file })
+    Ok(Lock { file })
 }
 
 /// One of the `F_OFD_*` operations, for a write lock on the whole file.

@@ -10,6 +10,7 @@ use std::{
 };
 
 use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
+use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use super::{RECORD_BYTES, Record};
@@ -89,6 +90,27 @@ impl Workspace {
     }
 }
 
+/// A file of a snapshot that a supervisor makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Part {
+    /// The guest's memory.
+    Memory,
+    /// Everything else of the guest.
+    State,
+    /// The sandbox's disk.
+    Disk,
+}
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Memory => MEMORY,
+            Self::State => STATE,
+            Self::Disk => DISK,
+        }
+    }
+}
+
 /// The snapshots of one root.
 #[derive(Clone, Debug)]
 pub struct Snapshots {
@@ -121,17 +143,16 @@ impl Snapshots {
         })
     }
 
-    /// The directory of a snapshot that is being made, from the name that its maker gave away.
+    /// Makes a file of a snapshot that is being made in the workspace of this name.
     ///
     /// # Errors
-    /// [`Error::NoSuchSnapshot`].
-    pub fn workspace_named(&self, name: &str) -> Result<PathBuf, Error> {
-        let path = self.directory.join(name);
-        if is_hidden_name(name) && path.is_dir() {
-            Ok(path)
-        } else {
-            Err(Error::NoSuchSnapshot(name.to_owned()))
+    /// [`Error::NoSuchSnapshot`]; [`Error::File`].
+    pub fn make_file(&self, workspace: &str, part: Part) -> Result<File, Error> {
+        let path = self.directory.join(workspace);
+        if !is_hidden_name(workspace) || !path.is_dir() {
+            return Err(Error::NoSuchSnapshot(workspace.to_owned()));
         }
+        files::make(&path.join(part.name()))
     }
 
     /// Checks that a name can be given to a new snapshot.

@@ -9,6 +9,7 @@ use std::{
 use brig_protocol::vmm::KvmKind;
 use jiff::Timestamp;
 
+use super::store::Part;
 use super::*;
 use crate::{
     Error, Paths, SandboxId,
@@ -105,7 +106,12 @@ fn what_a_killed_maker_left_is_swept_and_what_is_in_use_is_not() {
     let _other = snapshots.workspace().unwrap();
     assert!(used.path().is_dir());
     assert_eq!(hidden(&paths), 2);
-    assert_eq!(snapshots.workspace_named(&used.name()).unwrap(), used.path());
+    drop(snapshots.make_file(&used.name(), Part::Disk).unwrap());
+    assert!(used.path().join("disk").exists());
+    for wrong in ["", "..", "../sandboxes", ".new-nothing"] {
+        let refused = snapshots.make_file(wrong, Part::Disk);
+        assert!(matches!(refused, Err(Error::NoSuchSnapshot(_))), "{wrong}");
+    }
     drop(used);
     assert_eq!(hidden(&paths), 1);
 }

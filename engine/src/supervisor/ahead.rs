@@ -8,18 +8,21 @@ use std::{
     os::fd::AsFd,
     path::PathBuf,
     rc::Rc,
+    time::Duration,
 };
 
-use brig_protocol::vmm::Command;
+use brig_protocol::vmm::{Command, KvmKind};
 
+use super::needs::Needs;
 use crate::{
     Error, Paths, SandboxId,
     cell::{HostIds, cgroups::limits_of_vmm},
     guest::Saved,
     host::Host,
     kvm,
-    sandbox::{Config, config::Limits},
-    template::{Cache, Found, Ingredients, Shape},
+    sandbox::{Config, config::Limits, lock::Lock},
+    snapshot::{Snapshots, store::Part},
+    template::{Cache, Found, Ingredients, Key, Shape},
     vmm::{Spawn, Vmm, VmmError},
 };
 
@@ -163,6 +166,42 @@ impl Host for Ahead<'_> {
 
     fn complain_to(&self, log: File) -> Result<(), Error> {
         self.host.complain_to(log)
+    }
+
+    fn page_map(&self, vmm: &Vmm) -> Option<File> {
+        self.host.page_map(vmm)
+    }
+
+    fn template_worked(&self, cache: &Cache, key: &Key) {
+        self.host.template_worked(cache, key);
+    }
+
+    fn drop_template(&self, cache: &Cache, key: &Key) {
+        self.host.drop_template(cache, key);
+    }
+
+    fn keep_pages(&self, cache: &Cache, key: &Key, pages: File) {
+        self.host.keep_pages(cache, key, pages);
+    }
+
+    fn make_snapshot_file(&self, snapshots: &Snapshots, workspace: &str, part: Part) -> Result<File, Error> {
+        self.host.make_snapshot_file(snapshots, workspace, part)
+    }
+
+    fn remove_socket(&self, paths: &Paths, id: &SandboxId) {
+        self.host.remove_socket(paths, id);
+    }
+
+    fn remove_sandbox(&self, paths: &Paths, id: &SandboxId, lock: &Lock) -> Result<(), Error> {
+        self.host.remove_sandbox(paths, id, lock)
+    }
+
+    fn wall_in(&self, needs: &Needs) -> Result<(), Error> {
+        self.host.wall_in(needs)
+    }
+
+    fn wake_timeout(&self, kvm: KvmKind) -> Duration {
+        self.host.wake_timeout(kvm)
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
     output::Output,
     pause::{PAUSED, Pause},
     ports,
-    save::{copy_frozen, save},
+    save::{Workspace, copy_frozen, save},
     serve::{Begin, Phase},
     start::{Start, Started, Streams},
 };
@@ -301,7 +301,8 @@ impl<'a> Life<'a> {
                     Order::Exec(order) if pause.is_on() => order.refuse(PAUSED),
                     Order::Save { workspace, done } => {
                         // Other orders wait: none of them could be carried out now.
-                        let saved = save(self.paths, self.directory, &workspace, guest, disks).await;
+                        let to = Workspace { paths: self.paths, host: self.host, name: &workspace };
+                        let saved = save(self.directory, to, guest, disks).await;
                         match saved {
                             Ok(answer) => {
                                 let _ = done.send(answer);
@@ -315,7 +316,8 @@ impl<'a> Life<'a> {
                     Order::CopyDisk { workspace, done } => {
                         let execs = &mut self.execs;
                         let mut others = |message| execs.heed(&message);
-                        match copy_frozen(self.paths, self.directory, &workspace, guest, &mut others).await {
+                        let to = Workspace { paths: self.paths, host: self.host, name: &workspace };
+                        match copy_frozen(self.directory, to, guest, &mut others).await {
                             Ok((answer, exit)) => {
                                 let _ = done.send(answer);
                                 if let Some(status) = exit {

@@ -15,7 +15,9 @@
 //! | [`exec`] | further processes, each joined with a client's connection |
 //! | [`health`] | such a process from time to time, to find out whether the sandbox is well |
 //! | [`ports`] | published ports |
-//! | [`walls`] | what it gives up at its start |
+//! | [`needs`] | what the sandbox's starts need of the host's files |
+//! | [`walls`] | what it gives up |
+//! | [`steward`] | a process outside of its walls that does chores for it |
 //!
 //! Everything runs in one thread.
 
@@ -24,6 +26,7 @@ mod enter;
 mod exec;
 mod health;
 mod life;
+mod needs;
 mod output;
 mod pause;
 mod ports;
@@ -31,6 +34,7 @@ mod resume;
 mod save;
 mod serve;
 mod start;
+mod steward;
 mod walls;
 
 use std::{
@@ -49,14 +53,15 @@ use tokio::{
     task::{JoinHandle, JoinSet, LocalSet},
 };
 
-pub use self::ahead::Likely;
 use self::{
     ahead::Ahead,
     exec::ExecOrder,
     life::{End, Life},
     output::Output,
     serve::{Begin, Phase, Service},
+    steward::{Steward, Walled},
 };
+pub use self::{ahead::Likely, needs::Needs};
 pub(crate) use self::{enter::make_layer, start::Streams};
 use crate::{
     Error, Isolation, Paths, SandboxId,
@@ -65,7 +70,9 @@ use crate::{
     control::{self, Exit, FRAME_BYTES, REQUEST_BYTES, Reply, SavedSandbox},
     error::{CODE_BRIG, chain},
     frames::{self, FrameReader},
+    guest::Kvm,
     host::Host,
+    kvm,
     log::LogWriter,
     options::restart::Rests,
     sandbox::{Config, Directory, Registry, State, lock::Lock, state::Ender},
@@ -150,10 +157,15 @@ pub fn main(
     let _ = rustix::process::setsid();
     let _ = rustix::process::chdir("/");
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    if matches!(likely, Likely::Vm(_)) {
-        walls::build()?;
-    }
     brig_image_store::removal::set_helper(crate::cell::empty);
+    let walled;
+    let host = if matches!(likely, Likely::Vm(_)) {
+        walls::build()?;
+        walled = Walled::new(host, Steward::fork(paths, id)?);
+        &walled
+    } else {
+        host
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -187,7 +199,11 @@ fn prepare(paths: &Paths, id: &SandboxId, host: &dyn Host) -> Result<Prepared, E
         host.complain_to(open_log(&directory)?)?;
         let ports = ports::bind_all(&config.ports)?;
         let output = open_output(&config, &directory)?;
-        Ok((ports, output, Rc::new(control::bind(&paths.runtime, id)?)))
+        let control = Rc::new(control::bind(&paths.runtime, id)?);
+        if config.isolation == Isolation::Vm {
+            host.wall_in(&Needs::lay_out(paths, &config, &directory)?)?;
+        }
+        Ok((ports, output, control))
     };
     match prepared() {
         Ok((ports, output, control)) => Ok(Prepared {
@@ -231,6 +247,10 @@ async fn supervise(paths: &Paths, id: &SandboxId, likely: Likely, starter: UnixS
     };
     if let Likely::Vm(Some(shape)) = likely {
         host.map(paths, shape).await;
+        // Once a host, and while the answer can still be written down. Whatever goes wrong is left for the start.
+        if kvm::remembered(paths).is_none() {
+            let _ = Kvm::open(paths, host).await;
+        }
     }
     let (read, mut write) = starter.into_split();
     let mut requests = FrameReader::new(read, REQUEST_BYTES);
@@ -307,8 +327,14 @@ async fn supervise(paths: &Paths, id: &SandboxId, likely: Likely, starter: UnixS
         // What could not be opened again ends it.
         let reopened = next.map(|ran| open_output(&config, &directory).map(|output| (ran, output)));
         let Some(Ok((ran, reopened))) = reopened else {
-            let _ = std::fs::remove_file(control::socket_path(&paths.runtime, id));
-            record(paths, &config, &directory, &lock, &end, ender, discard);
+            host.remove_socket(paths, id);
+            if let End::Exited(exit) = &end {
+                directory.note("die", &died(&directory, exit));
+            }
+            let unwanted = config.auto_remove || discard;
+            if !unwanted || host.remove_sandbox(paths, id, &lock).is_err() {
+                record(&directory, &end, ender);
+            }
             // The kernel takes the guest down meanwhile.
             if let Some(mut vmm) = vmm {
                 vmm.kill().await;
@@ -431,23 +457,8 @@ fn stop_with_host(signal: u8) -> Order {
     }
 }
 
-/// Writes the end down, or removes the sandbox when nobody wants it any more.
-fn record(
-    paths: &Paths,
-    config: &Config,
-    directory: &Directory,
-    lock: &Lock,
-    end: &End,
-    ender: Ender,
-    discard: bool,
-) {
-    if let End::Exited(exit) = end {
-        directory.note("die", &died(directory, exit));
-    }
-    if config.auto_remove || discard {
-        let _ = Registry::new(paths.sandboxes()).remove(&config.id, lock, true);
-        return;
-    }
+/// Writes the end down.
+fn record(directory: &Directory, end: &End, ender: Ender) {
     let Ok(state) = directory.read_state() else { return };
     let _ = directory.write_state(&last_state(&state, end).by(ender));
 }

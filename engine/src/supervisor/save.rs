@@ -14,13 +14,10 @@ use crate::{
     control::SavedSandbox,
     disk,
     error::{chain, one_line},
-    files,
     guest::{Failure, Guest},
+    host::Host,
     sandbox::Directory,
-    snapshot::{
-        Layout, Snapshots,
-        store::{DISK, MEMORY, STATE},
-    },
+    snapshot::{Layout, Snapshots, store::Part},
 };
 
 /// Most characters of an agent's message that a user sees.
@@ -29,18 +26,32 @@ const GUEST_TEXT: usize = 1000;
 /// How long a guest may take to write everything to its disk.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Copies the disk in `directory` to the workspace of this name, while nothing writes to it. What is wrong with that is the
+/// Where the files of a snapshot are made: in the workspace of this name.
+#[derive(Clone, Copy)]
+pub(super) struct Workspace<'a> {
+    pub paths: &'a Paths,
+    pub host: &'a dyn Host,
+    pub name: &'a str,
+}
+
+impl Workspace<'_> {
+    fn make(self, part: Part) -> Result<File, Error> {
+        self.host
+            .make_snapshot_file(&Snapshots::new(self.paths), self.name, part)
+    }
+}
+
+/// Copies the disk in `directory` to a workspace, while nothing writes to it. What is wrong with that is the
 /// inner error; the guest goes on then too. Beside it stands how the process ended, if it did meanwhile. What the agent says
 /// about others is for `others`.
 pub(super) async fn copy_frozen(
-    paths: &Paths,
     directory: &Directory,
-    workspace: &str,
+    workspace: Workspace<'_>,
     guest: &mut Guest,
     others: &mut dyn FnMut(FromAgent),
 ) -> Result<(Result<(), String>, Option<ExitStatus>), Failure> {
-    let to = match Snapshots::new(paths).workspace_named(workspace) {
-        Ok(at) => at.join(DISK),
+    let to = match workspace.make(Part::Disk) {
+        Ok(to) => to,
         Err(e) => return Ok((Err(chain(&e)), None)),
     };
     if guest.tell(&ToAgent::Freeze).await.is_err() {
@@ -70,16 +81,15 @@ pub(super) async fn copy_frozen(
     Ok((copied, exit))
 }
 
-/// Saves `guest` and the disk in `directory` to the workspace of this name, and lets the guest go on. What is wrong with
+/// Saves `guest` and the disk in `directory` to a workspace, and lets the guest go on. What is wrong with
 /// the files is the inner error; the guest goes on then too.
 pub(super) async fn save(
-    paths: &Paths,
     directory: &Directory,
-    workspace: &str,
+    workspace: Workspace<'_>,
     guest: &mut Guest,
     known: (Layout, u64),
 ) -> Result<Result<SavedSandbox, String>, Failure> {
-    let (memory, state, to) = match prepare(paths, workspace) {
+    let (memory, state, to) = match prepare(workspace) {
         Ok(files) => files,
         Err(e) => return Ok(Err(chain(&e))),
     };
@@ -98,15 +108,21 @@ pub(super) async fn save(
     }))
 }
 
-fn prepare(paths: &Paths, workspace: &str) -> Result<(File, File, PathBuf), Error> {
-    let at = Snapshots::new(paths).workspace_named(workspace)?;
-    let make = |name| files::make(&at.join(name));
-    Ok((make(MEMORY)?, make(STATE)?, at.join(DISK)))
+fn prepare(workspace: Workspace<'_>) -> Result<(File, File, File), Error> {
+    Ok((
+        workspace.make(Part::Memory)?,
+        workspace.make(Part::State)?,
+        workspace.make(Part::Disk)?,
+    ))
 }
 
 /// In a thread of its own: other connections are served meanwhile.
-async fn copy_disk(from: PathBuf, to: PathBuf) -> Result<(), Error> {
-    spawn_blocking(move || disk::copy_sparse(&from, &to))
+async fn copy_disk(from: PathBuf, to: File) -> Result<(), Error> {
+    let copy = move || {
+        let source = File::open(&from).map_err(Error::file("open", &from))?;
+        disk::copy_file(&source, &to).map_err(Error::file("copy", &from))
+    };
+    spawn_blocking(copy)
         .await
         .unwrap_or_else(|e| Err(Error::Runtime(std::io::Error::other(e))))
 }

@@ -90,12 +90,6 @@ impl Start<'_> {
         // Held until the process runs.
         let _turn = turns::take(self.paths).await;
         let kvm = Kvm::open(self.paths, self.host).await?;
-        if let (None, Some(bytes)) = (&self.config.snapshot, self.config.options.storage_bytes)
-            && !self.directory.disk().exists()
-        {
-            // A template's disk has another size, so that this one is taken as that of a sandbox that ran before.
-            disk::make_sized(&self.directory.disk(), bytes)?;
-        }
         let fresh = !self.directory.disk().exists();
         let (guest, streams, layout) = match &self.config.snapshot {
             Some(name) if fresh => self.resume(name, &kvm, image, timing).await?,
@@ -127,8 +121,8 @@ impl Start<'_> {
             let image = image.try_clone().map_err(Error::Runtime)?;
             match self.restore(kvm, image, template, fresh, timing).await {
                 Ok((mut guest, streams)) => {
-                    cache.worked(&key);
-                    guest.record_pages(&cache.path(&key)).await;
+                    self.host.template_worked(&cache, &key);
+                    guest.record_pages(self.host, &cache, &key).await;
                     let layout = if fresh { Layout::Fresh } else { Layout::Used };
                     return Ok((guest, streams, layout));
                 }
@@ -170,7 +164,7 @@ impl Start<'_> {
     }
 
     fn give_up(&self, cache: &Cache, key: &Key, reason: &str) {
-        cache.drop_broken(key);
+        self.host.drop_template(cache, key);
         (self.notice)(dropped_notice(key, reason));
     }
 

@@ -8,7 +8,10 @@ mod template;
 use std::{
     io::{Read, Write},
     net::{Shutdown, TcpStream},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use brig_protocol::{
@@ -73,12 +76,19 @@ impl Bench {
         script: impl Fn(PlayedGuest) + Send + Sync + 'static,
         client: impl FnOnce(Client) -> F,
     ) {
+        let walled_in: Arc<AtomicUsize> = Arc::default();
+        let closed = Arc::clone(&walled_in);
         let host = FakeVmm::new(move |player| {
             if let Some(guest) = player.begin_unless(refusal) {
+                assert_eq!(
+                    closed.load(Ordering::SeqCst),
+                    1,
+                    "a guest says nothing before the walls are closed"
+                );
                 script(guest);
             }
         });
-        self.run_on(host, client);
+        self.run_on(host.counting(&walled_in), client);
     }
 
     /// As [`Self::run`], on another host.
@@ -136,7 +146,7 @@ impl Bench {
     }
 }
 
-fn in_runtime(future: impl Future<Output = ()>) {
+pub(super) fn in_runtime(future: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -1,14 +1,19 @@
 //! The walls of a supervisor whose sandbox has a guest: it hears what an agent says, and must not be talked into more than it does.
 //!
-//! brig-vmm and the program that makes a disk are its children and inherit these walls, so that they keep out what none of the three
-//! does; brig-vmm's own are narrower. A supervisor of a container has none of them: the programs of a container inherit
-//! what the supervisor gives up, and they may gain privileges in their namespaces. What keeps these in is in docs/isolation.md.
+//! It gives up most at its beginning, by [`build`], and the rest by [`close`], when it knows what its sandbox needs and before the guest
+//! says a word: it is left the files of its sandbox and what each start reads, executes nothing and connects to nobody. What
+//! goes beyond that its steward does ([`super::steward`]), who starts brig-vmm too, whose own walls are narrower.
+//!
+//! A supervisor of a container has none of them: the programs of a container inherit what the supervisor gives up, and they may gain
+//! privileges in their namespaces. What keeps these in is in docs/isolation.md.
 
 use brig_jail::{
-    WallError, capabilities,
+    WallError, capabilities, landlock,
     seccomp::{Arguments, Call, Filter, any, checked},
 };
 use rustix::thread::CapabilitySet;
+
+use super::needs::Needs;
 
 /// What root's supervisor keeps.
 const CAPABILITIES: [CapabilitySet; 6] = [
@@ -32,6 +37,15 @@ pub(super) fn build() -> Result<(), WallError> {
     capabilities::keep(&CAPABILITIES)?;
     // It gives up gaining privileges too.
     Filter::killing(KILLING)?.install()
+}
+
+/// Builds the rest of them: of files it is left what these say. This thread is the only one yet.
+///
+/// # Errors
+/// [`WallError`]: the supervisor is to end then.
+pub(super) fn close(needs: &Needs) -> Result<(), WallError> {
+    landlock::leave(needs.paths())?;
+    Filter::killing(KILLING_AT_LAST)?.install()
 }
 
 /// What kills a supervisor.
@@ -94,6 +108,13 @@ const KILLING: &[Call] = &[
     any(libc::SYS_personality, "another kind of program"),
 ];
 
+/// What kills it from the start of its guest on.
+const KILLING_AT_LAST: &[Call] = &[
+    any(libc::SYS_execve, "it becomes no other program"),
+    any(libc::SYS_execveat, "it becomes no other program"),
+    any(libc::SYS_connect, "it speaks to those who come"),
+];
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -101,6 +122,11 @@ mod tests {
     use rustix::process::{Pid, WaitOptions, waitpid};
 
     use super::*;
+    use crate::{
+        SandboxId,
+        sandbox::Registry,
+        test_support::{blank_disk, config},
+    };
 
     /// How a child ends that has built the walls and does `what`.
     fn ends(what: impl Fn() -> i32) -> Result<i32, i32> {
@@ -121,9 +147,56 @@ mod tests {
     }
 
     #[test]
+    fn a_supervisor_is_left_the_files_of_its_sandbox_and_runs_and_asks_nobody() {
+        let (temporary, paths) = crate::test_support::paths();
+        let registry = Registry::new(paths.sandboxes());
+        let create = || {
+            registry
+                .create(SandboxId::random().unwrap(), None, config, |_| Ok(()))
+                .unwrap()
+        };
+        let (own, other) = (create(), create());
+        fs::write(paths.templates().join("template"), "x").unwrap();
+        blank_disk(&paths);
+        let needs = Needs::lay_out(&paths, &own, &registry.directory(&own.id)).unwrap();
+        let closed =
+            |what: &dyn Fn() -> bool| ends(|| if close(&needs).is_ok() { what().into() } else { 98 });
+        let can = |what: &dyn Fn() -> bool| assert_eq!(closed(what), Ok(1));
+        let cannot = |what: &dyn Fn() -> bool| assert_eq!(closed(what), Ok(0));
+        let here = paths.sandbox(&own.id);
+        can(&|| {
+            fs::write(here.join("new"), "x").is_ok() && fs::rename(here.join("new"), here.join("old")).is_ok()
+        });
+        can(&|| tempfile::tempfile_in(&here).is_ok());
+        can(&|| fs::read(paths.templates().join("template")).is_ok());
+        can(&|| fs::write(paths.events().join("log"), "x").is_ok());
+        can(&|| fs::write("/dev/null", "x").is_ok() && fs::read("/proc/self/status").is_ok());
+        can(&|| std::net::TcpListener::bind("127.0.0.1:0").is_ok());
+        let there = paths.sandbox(&other.id);
+        cannot(&|| {
+            fs::read(there.join("config.json")).is_ok() || fs::write(there.join("log.json"), "x").is_ok()
+        });
+        cannot(&|| fs::write(paths.templates().join("template"), "x").is_ok());
+        cannot(&|| fs::remove_file(paths.templates().join("template")).is_ok());
+        cannot(&|| fs::write(paths.root.join("new"), "x").is_ok());
+        cannot(&|| fs::read("/etc/passwd").is_ok() || fs::read_dir("/").is_ok());
+        cannot(&|| fs::write(temporary.path().join("new"), "x").is_ok());
+        let killed = |what: &dyn Fn() -> bool| assert_eq!(closed(what), Err(libc::SIGSYS));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        killed(&|| std::net::TcpStream::connect(listener.local_addr().unwrap()).is_ok());
+        killed(&|| {
+            let program = [c"/bin/true".as_ptr(), std::ptr::null()];
+            // SAFETY: the strings and the list end with null.
+            unsafe { libc::execv(program[0], program.as_ptr()) == 0 }
+        });
+    }
+
+    #[test]
     fn every_call_of_the_list_kills_and_has_a_reason() {
-        for call in KILLING {
+        for call in KILLING.iter().chain(KILLING_AT_LAST) {
             assert!(!call.reason.is_empty());
+        }
+        for call in KILLING {
             // SAFETY: the first argument is a family that no socket may have; no call of the list comes to read any.
             let attempt = || unsafe { libc::syscall(call.number, libc::AF_PACKET, 0, 0, 0, 0, 0) as i32 };
             assert_eq!(

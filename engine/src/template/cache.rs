@@ -13,7 +13,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -22,7 +22,7 @@ use std::{
 use jiff::Timestamp;
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use serde::{Deserialize, Serialize};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 use super::key::{Ingredients, Key};
 use crate::{
@@ -37,6 +37,9 @@ const RECORD_VERSION: u32 = 1;
 
 /// Most bytes of a `template.json`.
 const RECORD_BYTES: u64 = 1 << 20;
+
+/// Most bytes of a list of pages.
+const PAGES_BYTES: u64 = 64 << 20;
 
 /// Names in a template's directory.
 const RECORD: &str = "template.json";
@@ -242,6 +245,18 @@ impl Cache {
     /// A template of this key was used with success.
     pub fn worked(&self, key: &Key) {
         let _ = fs::remove_file(self.broken_path(key));
+    }
+
+    /// Keeps what is written in `pages`, the list of the pages that a start touches, with the template of this key.
+    ///
+    /// # Errors
+    /// Those of the files.
+    pub fn keep_pages(&self, key: &Key, pages: File) -> io::Result<()> {
+        let template = self.path(key);
+        let mut file = NamedTempFile::new_in(&template)?;
+        file.write_all(&files::read_from_start(pages, PAGES_BYTES)?)?;
+        file.persist(template.join(PAGES))?;
+        Ok(())
     }
 
     /// Whether templates of this key have just failed again and again, so that making another is no use.
