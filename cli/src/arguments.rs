@@ -856,6 +856,9 @@ pub struct SystemPrune {
     /// All images that nothing uses, not only those without a name, and all templates
     #[arg(short, long)]
     pub all: bool,
+    /// Volumes without a name that no sandbox has, too
+    #[arg(long)]
+    pub volumes: bool,
     /// Do not ask
     #[arg(short, long)]
     pub force: bool,

@@ -132,6 +132,21 @@ pub fn allocated(directory: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
+/// Bytes that a directory's files take on the disk, all the way down. What goes meanwhile does not count.
+pub fn allocated_below(directory: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return 0;
+    };
+    entries
+        .flatten()
+        .map(|entry| match entry.metadata() {
+            Ok(found) if found.is_dir() => allocated_below(&entry.path()),
+            Ok(found) => found.blocks() * 512,
+            Err(_) => 0,
+        })
+        .sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -397,18 +397,3 @@ pub fn check_isolation(record: &Record, isolation: Isolation) -> Result<(), Erro
         _ => Ok(()),
     }
 }
-
-/// The bytes that a volume takes from the disk.
-pub fn disk_usage(path: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(metadata) = fs::symlink_metadata(path) else {
-        return 0;
-    };
-    let below = fs::read_dir(path).into_iter().flatten().flatten();
-    let below: u64 = if metadata.is_dir() {
-        below.map(|entry| disk_usage(&entry.path())).sum()
-    } else {
-        0
-    };
-    metadata.blocks() * 512 + below
-}

@@ -73,11 +73,27 @@ pub(crate) fn a_volume_outlives_its_sandboxes() {
         brig.ok(&["volume", "ls", "-q", "--filter", "dangling=true"]),
         "data\n"
     );
+    let usage = || -> Vec<String> {
+        let table = brig.ok(&["system", "df"]);
+        let line = table
+            .lines()
+            .find(|line| line.starts_with("Local Volumes"))
+            .unwrap();
+        line.split_whitespace().skip(2).map(ToOwned::to_owned).collect()
+    };
+    assert_eq!(usage()[..2], ["1", "0"], "one, which nobody has");
+    assert_ne!(usage()[2], "0B");
     // Volumes without a name stay without -v, and are pruned.
     brig.ok(&["create", "--name", "nameless", "-v", "/scratch", "busybox"]);
     brig.ok(&["rm", "nameless"]);
     assert_eq!(brig.ok(&["volume", "ls", "-q"]).lines().count(), 2);
+    assert!(brig.ok(&["system", "df", "-v"]).contains("data "));
     brig.ok(&["volume", "prune", "-f"]);
+    assert_eq!(brig.ok(&["volume", "ls", "-q"]), "data\n");
+    brig.ok(&["create", "--name", "nameless", "-v", "/scratch", "busybox"]);
+    assert_eq!(usage()[..2], ["2", "1"]);
+    let pruned = brig.ok(&["system", "prune", "-f", "--volumes"]);
+    assert!(pruned.contains("Deleted Volumes:"), "{pruned}");
     assert_eq!(brig.ok(&["volume", "ls", "-q"]), "data\n");
     brig.ok(&["create", "--name", "nameless", "-v", "/scratch", "busybox"]);
     brig.ok(&["rm", "-v", "nameless"]);

@@ -3,7 +3,7 @@
 use brig_engine::{
     Engine, Error, Isolation,
     sandbox::Sandbox,
-    volume::{self, Record, Volumes},
+    volume::{self, Record},
 };
 use serde_json::{Value, json};
 
@@ -44,7 +44,7 @@ fn create(engine: &Engine, options: &VolumeCreate) -> Result<i32, Failure> {
     Ok(0)
 }
 
-fn row(volumes: &Volumes, record: &Record) -> Value {
+fn row(engine: &Engine, record: &Record) -> Value {
     let labels: Vec<String> = record
         .labels
         .iter()
@@ -54,7 +54,7 @@ fn row(volumes: &Volumes, record: &Record) -> Value {
         "Name": record.name,
         "Driver": "local",
         "Isolation": record.isolation.map_or("-", Isolation::as_str),
-        "Size": text::size(volume::disk_usage(&volumes.path(&record.name))),
+        "Size": text::size(engine.volume_usage(&record.name)),
         "Labels": labels.join(","),
         "CreatedAt": record.created.to_string(),
     })
@@ -71,7 +71,7 @@ fn list(engine: &Engine, options: &VolumeList) -> Result<i32, Failure> {
         print_lines(all.iter().map(|record| &record.name))?;
         return Ok(0);
     }
-    let rows: Vec<Value> = all.iter().map(|record| row(&volumes, record)).collect();
+    let rows: Vec<Value> = all.iter().map(|record| row(engine, record)).collect();
     let format = options
         .format
         .as_deref()
@@ -129,7 +129,7 @@ fn inspect(engine: &Engine, options: &VolumeNames) -> Result<i32, Failure> {
                     "Mountpoint": volumes.path(name),
                     "Options": Value::Null,
                     "Scope": "local",
-                    "UsageData": { "Size": volume::disk_usage(&volumes.path(name)), "RefCount": users.len() },
+                    "UsageData": { "Size": engine.volume_usage(name), "RefCount": users.len() },
                     "Brig": { "Isolation": record.isolation.map(Isolation::as_str), "Anonymous": record.anonymous, "UsedBy": users },
                 }));
             }

@@ -260,7 +260,7 @@ impl Engine {
             .into_iter()
             .filter(|record| all || record.anonymous)
         {
-            let took = volume::disk_usage(&volumes.path(&record.name));
+            let took = self.volume_usage(&record.name);
             // One that is in use stays.
             if volumes.remove(&record.name, &sandboxes).is_ok() {
                 bytes += took;

@@ -1,12 +1,15 @@
 //! What everything takes from the disk, and removing what is not needed.
 
-use std::{fs, os::unix::fs::MetadataExt, path::Path};
-
 use brig_image_store::{Image, store::Usage};
 
 use super::Engine;
 use crate::{
-    Error, sandbox::Sandbox, snapshot::store::Listed as Snapshot, template::cache::Listed as Template,
+    Error,
+    files::allocated_below as allocated,
+    sandbox::Sandbox,
+    snapshot::store::Listed as Snapshot,
+    template::cache::Listed as Template,
+    volume::{self, Record as Volume},
 };
 
 /// What a root takes from the disk, in bytes that are allocated there.
@@ -20,6 +23,8 @@ pub struct DiskUsage {
     pub store: Usage,
     /// Each sandbox with what it takes.
     pub sandboxes: Vec<(Sandbox, u64)>,
+    /// Each volume with what it takes, and how many sandboxes have it.
+    pub volumes: Vec<(Volume, u64, usize)>,
     /// Templates.
     pub templates: Vec<Template>,
     /// Snapshots.
@@ -43,8 +48,15 @@ impl Engine {
             let count = users.iter().filter(|user| user.image == image.id).count();
             (image, bytes, count)
         });
-        let sandboxes = self.list()?.into_iter().map(|sandbox| {
-            let bytes = allocated(self.registry.directory(sandbox.id()).path());
+        let all = self.list()?;
+        let volumes = self.volumes().list()?.into_iter().map(|record| {
+            let bytes = self.volume_usage(&record.name);
+            let count = volume::users(&record.name, &all).count();
+            (record, bytes, count)
+        });
+        let volumes = volumes.collect();
+        let sandboxes = all.into_iter().map(|sandbox| {
+            let bytes = self.sandbox_usage(&sandbox);
             (sandbox, bytes)
         });
         let templates = self.templates().list()?;
@@ -54,6 +66,7 @@ impl Engine {
             used_images,
             store: self.store.usage()?,
             sandboxes: sandboxes.collect(),
+            volumes,
             snapshots: self.snapshots().list()?,
             // Blank disks, and the agent's marks, lie beside the templates.
             cache: allocated(&self.paths.templates()).saturating_sub(listed),
@@ -65,19 +78,9 @@ impl Engine {
     pub fn sandbox_usage(&self, sandbox: &Sandbox) -> u64 {
         allocated(self.registry.directory(sandbox.id()).path())
     }
-}
 
-/// Bytes of a directory's files, all the way down. What goes meanwhile does not count.
-fn allocated(directory: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return 0;
-    };
-    entries
-        .flatten()
-        .map(|entry| match entry.metadata() {
-            Ok(found) if found.is_dir() => allocated(&entry.path()),
-            Ok(found) => found.blocks() * 512,
-            Err(_) => 0,
-        })
-        .sum()
+    /// What a volume takes from the disk.
+    pub fn volume_usage(&self, name: &str) -> u64 {
+        allocated(&self.volumes().path(name))
+    }
 }

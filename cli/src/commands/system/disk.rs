@@ -47,6 +47,8 @@ fn summary(usage: &DiskUsage) -> Vec<Vec<String>> {
         .filter(running)
         .map(|(_, bytes)| bytes)
         .sum();
+    let unused = usage.volumes.iter().filter(|(_, _, users)| *users == 0);
+    let unused = unused.map(|(_, bytes, _)| bytes).sum();
     let templates: u64 = usage.templates.iter().map(|template| template.allocated).sum();
     let snapshots: u64 = usage.snapshots.iter().map(|snapshot| snapshot.allocated).sum();
     let cache = usage.cache + usage.store.temporary;
@@ -65,7 +67,13 @@ fn summary(usage: &DiskUsage) -> Vec<Vec<String>> {
             sandboxes,
             sandboxes - kept,
         ),
-        row("Local Volumes", 0, 0, 0, 0),
+        row(
+            "Local Volumes",
+            usage.volumes.len(),
+            usage.volumes.iter().filter(|(_, _, users)| *users > 0).count(),
+            usage.volumes.iter().map(|(_, bytes, _)| bytes).sum(),
+            unused,
+        ),
         row("Templates", usage.templates.len(), 0, templates, templates),
         row("Snapshots", usage.snapshots.len(), 0, snapshots, 0),
         row("Cache", 0, 0, cache, cache),
@@ -101,6 +109,10 @@ fn verbose(usage: &DiskUsage) -> String {
             sandbox.config.name.clone(),
         ]
     });
+    let volumes = usage
+        .volumes
+        .iter()
+        .map(|(volume, bytes, users)| vec![volume.name.clone(), users.to_string(), text::size(*bytes)]);
     let templates = usage.templates.iter().map(|template| {
         let created = template
             .record
@@ -139,7 +151,7 @@ fn verbose(usage: &DiskUsage) -> String {
         section(
             "Local Volumes space usage",
             &["VOLUME NAME", "LINKS", "SIZE"],
-            Vec::new(),
+            volumes.collect(),
         ),
         section(
             "Templates space usage",
@@ -166,9 +178,14 @@ pub async fn prune(engine: &Engine, options: &SystemPrune) -> Result<i32, Failur
     } else {
         "all images without a name"
     };
+    let volumes = if options.volumes {
+        "\n  - all volumes without a name that no sandbox has then"
+    } else {
+        ""
+    };
     let more = if options.all { "\n  - all templates" } else { "" };
     let warning = format!(
-        "This will remove:\n  - all stopped sandboxes\n  - {images}\n  - what killed processes have left{more}\n"
+        "This will remove:\n  - all stopped sandboxes{volumes}\n  - {images}\n  - what killed processes have left{more}\n"
     );
     if !options.force && !confirm::ask(&warning)? {
         return Ok(0);
@@ -184,6 +201,11 @@ pub async fn prune(engine: &Engine, options: &SystemPrune) -> Result<i32, Failur
         }
     }
     report("Deleted Sandboxes:", gone)?;
+    if options.volumes {
+        let (gone, took) = engine.prune_volumes(false)?;
+        bytes += took;
+        report("Deleted Volumes:", gone)?;
+    }
     let which = if options.all {
         Prune::Unused
     } else {
