@@ -11,7 +11,7 @@ use brig_tests::{
 use serde_json::json;
 use tempfile::NamedTempFile;
 
-use crate::{crash, files, lifecycle, logs, options, policies, ports, process, volumes, watch};
+use crate::{crash, files, lifecycle, logs, options, policies, ports, process, servers, volumes, watch};
 
 /// Tests of other files, in containers.
 pub const SHARED: &[Test] = &tests_in_containers! {
@@ -53,7 +53,9 @@ pub const SHARED: &[Test] = &tests_in_containers! {
         policies::a_log_rotates_and_is_followed_through_that,
         policies::a_full_disk_stops_the_log_and_nothing_else,
         policies::a_lack_of_memory_is_told,
-        volumes::a_volume_outlives_its_sandboxes,
+        volumes::a_volume_outlives_its_sandboxes;
+    Need::ContainersAndServer { image: "postgres", client: "psql" } =>
+        servers::postgres_lets_psql_in_with_the_password_and_keeps_every_committed_row;
 };
 
 tests! {

@@ -14,7 +14,7 @@ tests! {
 
 /// In containers.
 pub const SHARED: &[Test] = &tests_in_containers! {
-    Need::Containers => devices::a_container_writes_no_faster_than_it_may,
+    Need::Containers => devices::a_container_writes_no_faster_than_it_may;
 };
 
 /// 2 MiB at 256 KiB a second, less what may be written at once and what a start has to write.

@@ -20,7 +20,7 @@ tests! {
     Need::KvmAndServer { image: "redis", client: "redis-cli" } => redis_keeps_what_redis_cli_tells_it;
     // On an emulated KVM making the cluster takes longer than a test may.
     Need::StandardKvmAndServer { image: "postgres", client: "psql" } =>
-        postgres_makes_its_cluster_once_and_lets_psql_in_with_the_password;
+        postgres_lets_psql_in_with_the_password_and_keeps_every_committed_row;
     Need::KvmAndServer { image: "python", client: "python3" } => python_answers_a_python_script;
     Need::KvmAndServer { image: "node", client: "curl" } => node_answers_curl;
     // Minutes until it listens where KVM interprets the guest's kernel.
@@ -136,7 +136,7 @@ fn redis_keeps_what_redis_cli_tells_it() {
     stop(&brig, "redis");
 }
 
-fn postgres_makes_its_cluster_once_and_lets_psql_in_with_the_password() {
+pub(crate) fn postgres_lets_psql_in_with_the_password_and_keeps_every_committed_row() {
     let brig = Brig::new();
     brig.load("postgres");
     let refused = brig.run(&["run", "--rm", "postgres"]);
@@ -145,60 +145,91 @@ fn postgres_makes_its_cluster_once_and_lets_psql_in_with_the_password() {
 
     // What is not synced cannot be lost here: the host does not crash.
     let variables = ["POSTGRES_PASSWORD=kept secret", "POSTGRES_INITDB_ARGS=--no-sync"];
-    let publish = ["-p", "127.0.0.1:0:5432"];
-    let environment = ["-e", variables[0], "-e", variables[1]];
-    let words = [
-        &["run", "-d", "--name", "postgres"],
-        &publish[..],
-        &environment,
-        &["postgres"],
-    ]
-    .concat();
-    brig.ok(&words);
-    let address = brig.port("postgres", "5432/tcp");
-    let psql = |address: SocketAddr, password: &str, sql: &str| {
+    let run = |name: &str| {
+        let volume = ["-v", "cluster:/var/lib/postgresql/data"];
+        let words = [
+            &["run", "-d", "--name", name, "-p", "127.0.0.1:0:5432"][..],
+            &["-e", variables[0], "-e", variables[1]],
+            &volume[..],
+            &["postgres"],
+        ];
+        brig.ok(&words.concat());
+    };
+    run("postgres");
+    let ask = |name: &str, password: &str, sql: &str| {
         let to = format!(
             "host=127.0.0.1 port={} user=postgres dbname=postgres password='{password}' sslmode=disable",
-            address.port()
+            brig.port(name, "5432/tcp").port()
         );
-        ask(
-            "psql",
-            &[
-                "--no-psqlrc",
-                "--no-password",
-                "-At",
-                "-v",
-                "ON_ERROR_STOP=1",
-                "-c",
-                sql,
-                &to,
-            ],
-        )
+        psql(&to, sql)
     };
-    let sql = "create table ships (name text); insert into ships select 'ship ' || n from generate_series(1, 100) n; \
-               select count(*) from ships";
-    let ready = wait_for(|| psql(address, "kept secret", "select 1"));
+    let ready = wait_for(|| ask("postgres", "kept secret", "select 1"));
     assert_eq!(ready.stdout, "1\n", "{ready:?}");
-    let output = psql(address, "kept secret", sql);
-    assert_eq!(
-        (output.code, output.stdout.lines().last()),
-        (0, Some("100")),
-        "{output:?}"
-    );
-    let output = psql(address, "guessed", "select 1");
+    let output = ask("postgres", "guessed", "select 1");
     assert_eq!(output.code, 2, "{output:?}");
     assert!(
         output.stderr.contains("password authentication failed"),
         "{output:?}"
     );
-
+    let made = ask("postgres", "kept secret", "create table ships (number int)");
+    assert_eq!(made.code, 0, "{made:?}");
+    let mut committed = 0;
+    let mut commit = |name: &str| {
+        for _ in 0..10 {
+            committed += 1;
+            let output = ask(
+                name,
+                "kept secret",
+                &format!("insert into ships values ({committed})"),
+            );
+            assert_eq!(output.code, 0, "{output:?}");
+        }
+        committed
+    };
     // The cluster is kept, and not made again.
+    let keeps = |name: &str, committed: i32| {
+        let sql = "select count(*), min(number), max(number) from ships";
+        let output = wait_for(|| ask(name, "kept secret", sql));
+        assert_eq!(
+            output.stdout,
+            format!("{committed}|1|{committed}\n"),
+            "{output:?}"
+        );
+    };
+    let rows = commit("postgres");
     brig.ok(&["stop", "-t", "200", "postgres"]);
     brig.ok(&["start", "postgres"]);
-    let again = brig.port("postgres", "5432/tcp");
-    let output = wait_for(|| psql(again, "kept secret", "select min(name), count(*) from ships"));
-    assert_eq!(output.stdout, "ship 1|100\n", "{output:?}");
-    stop(&brig, "postgres");
+    keeps("postgres", rows);
+    // All of its processes but the first, which recovers.
+    let rows = commit("postgres");
+    brig.run(&["exec", "postgres", "sh", "-c", "kill -9 -1"]);
+    keeps("postgres", rows);
+    let rows = commit("postgres");
+    brig.ok(&["kill", "postgres"]);
+    brig.ok(&["wait", "postgres"]);
+    brig.ok(&["start", "postgres"]);
+    keeps("postgres", rows);
+    let rows = commit("postgres");
+    brig.ok(&["rm", "-f", "postgres"]);
+    run("heir");
+    keeps("heir", rows);
+    brig.ok(&["rm", "-f", "heir"]);
+    brig.ok(&["volume", "rm", "cluster"]);
+    brig.assert_nothing_left();
+}
+
+fn psql(to: &str, sql: &str) -> Output {
+    let words = [
+        "--no-psqlrc",
+        "--no-password",
+        "-At",
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-c",
+        sql,
+        to,
+    ];
+    ask("psql", &words)
 }
 
 /// Asks until there is an answer, where no line in a log says when there will be one.

@@ -44,6 +44,13 @@ pub enum Need {
         /// A program of the host.
         client: &'static str,
     },
+    /// As [`Need::Containers`], an image that has a recipe, and a program that speaks with it.
+    ContainersAndServer {
+        /// The image's name.
+        image: &'static str,
+        /// A program of the host.
+        client: &'static str,
+    },
     /// A usable `/dev/kvm`, an image that has a recipe, and a program that speaks with it.
     KvmAndServer {
         /// The image's name.
@@ -66,6 +73,10 @@ impl Need {
             Some(format!("no {missing} here"))
         };
         let emulated = || is_emulated().then(|| "KVM is emulated".to_owned());
+        let server = |image, client| {
+            let image = (!has_image(image)).then(|| format!("no image {image} here"));
+            image.or_else(|| programs(&[client]))
+        };
         let registry = || programs(&["docker-registry", "skopeo", "htpasswd", "openssl"]);
         match self {
             Self::Nothing => None,
@@ -87,9 +98,10 @@ impl Need {
             Self::StandardKvmAndServer { image, client } => {
                 Self::KvmAndServer { image, client }.missing().or_else(emulated)
             }
-            Self::KvmAndServer { image, client } => kvm()
-                .or_else(|| (!has_image(image)).then(|| format!("no image {image} here")))
-                .or_else(|| programs(&[client])),
+            Self::KvmAndServer { image, client } => kvm().or_else(|| server(image, client)),
+            Self::ContainersAndServer { image, client } => {
+                Self::Containers.missing().or_else(|| server(image, client))
+            }
         }
     }
 }

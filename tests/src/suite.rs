@@ -45,12 +45,12 @@ pub fn in_containers(test: fn()) {
 /// As [`tests!`], for tests of other files that are to pass in containers too.
 #[macro_export]
 macro_rules! tests_in_containers {
-    ($need:expr => $($module:ident :: $name:ident),+ $(,)?) => {
-        [$($crate::suite::Test {
+    ($($need:expr => $($module:ident :: $name:ident),+ $(,)?;)+) => {
+        [$($($crate::suite::Test {
             name: concat!("in_a_container_", stringify!($name)),
             need: $need,
             run: || $crate::suite::in_containers($module::$name),
-        },)+]
+        },)+)+]
     };
 }
 
