@@ -1,4 +1,5 @@
-//! How long a container takes, against crun and runc with the same namespaces on the same root filesystem.
+//! How long a container takes, against crun and runc with the same namespaces on the same root filesystem, and against podman, which runs
+//! crun.
 //!
 //! ```text
 //! bench-container [--rounds N]
@@ -37,6 +38,7 @@ const BRIG: &str = "brig run, whole";
 const BRIG_CELL: &str = "brig, create to exit";
 const CRUN: &str = "crun run";
 const RUNC: &str = "runc run";
+const PODMAN: &str = "podman run";
 
 fn main() -> ExitCode {
     let mut words = env::args().skip(1);
@@ -86,7 +88,7 @@ fn bench() {
     let bundle = tempfile::tempdir().expect("a temporary directory");
     let image = unpacked(&brig);
     write_bundle(bundle.path(), &image);
-    let others: Vec<(&str, &str)> = [(CRUN, "crun"), (RUNC, "runc")]
+    let others: Vec<(&str, &str)> = [(CRUN, "crun"), (RUNC, "runc"), (PODMAN, "podman")]
         .into_iter()
         .filter(|(_, program)| {
             let is_there = machine::find_program(program).is_some();
@@ -107,11 +109,17 @@ fn bench() {
     }
     table(
         "busybox true, milliseconds",
-        &[BRIG, BRIG_CELL, CRUN, RUNC],
+        &[BRIG, BRIG_CELL, CRUN, RUNC, PODMAN],
         &figures,
     );
     let median = |name: &str| figures.get(name).map(|values| quantile(values, 0.5));
-    for (own, other) in [(BRIG_CELL, CRUN), (BRIG, CRUN), (BRIG_CELL, RUNC), (BRIG, RUNC)] {
+    for (own, other) in [
+        (BRIG_CELL, CRUN),
+        (BRIG, CRUN),
+        (BRIG_CELL, RUNC),
+        (BRIG, RUNC),
+        (BRIG, PODMAN),
+    ] {
         if let (Some(a), Some(b)) = (median(own), median(other)) {
             println!("{own} / {other}: {:.2}", a / b);
         }
@@ -146,17 +154,27 @@ fn time_brig(brig: &Brig, figures: &mut Figures) {
 
 /// `None` when it does not run here at all.
 fn time_other(program: &str, bundle: &Path, round: usize) -> Option<f64> {
+    let mut command = Command::new(program);
+    if program == "podman" {
+        // It raises what it does not know to be there already.
+        let limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000"];
+        command
+            .args(["run", "--rm", "--cgroups=disabled", "--network=none"])
+            .args(limits)
+            .arg("--rootfs")
+            .arg(bundle.join("root"))
+            .arg("true");
+    } else {
+        // As brig makes no cgroup.
+        command
+            .args((program == "crun").then_some("--cgroup-manager=disabled"))
+            .arg("run")
+            .arg("--bundle")
+            .arg(bundle)
+            .arg(format!("bench-{program}-{}-{round}", std::process::id()));
+    }
     let began = Instant::now();
-    let output = Command::new(program)
-        // As brig makes none.
-        .args((program == "crun").then_some("--cgroup-manager=disabled"))
-        .arg("run")
-        .arg("--bundle")
-        .arg(bundle)
-        .arg(format!("bench-{program}-{}-{round}", std::process::id()))
-        .stdin(Stdio::null())
-        .output()
-        .ok()?;
+    let output = command.stdin(Stdio::null()).output().ok()?;
     let took = began.elapsed().as_secs_f64() * 1e3;
     if !output.status.success() {
         if round == 0 {
