@@ -47,6 +47,33 @@ pub struct Arguments {
     pub command: Command,
 }
 
+impl Arguments {
+    /// Those of a command line, the program's name first. To define all commands takes longer than anything else that brig does before
+    /// a sandbox starts, so that those whose user waits for milliseconds are tried alone. All others, errors and
+    /// help among them, are left to all definitions together.
+    ///
+    /// # Errors
+    /// Those of clap, help and version among them.
+    pub fn of(words: Vec<OsString>) -> Result<Self, clap::Error> {
+        let rest = words.get(1..).unwrap_or_default();
+        let alone = match rest.first().and_then(|word| word.to_str()) {
+            Some("run") => alone(rest).map(|run| Command::Run(Box::new(run))),
+            Some("exec") => alone(rest).map(Command::Exec),
+            _ => None,
+        };
+        match alone {
+            Some(command) => Ok(Self { command }),
+            None => Self::try_parse_from(words),
+        }
+    }
+}
+
+/// The arguments of one command, if they are right and do not ask for help.
+fn alone<T: Args>(words: &[OsString]) -> Option<T> {
+    let command = T::augment_args(clap::Command::new("brig").disable_help_flag(true));
+    T::from_arg_matches(&command.try_get_matches_from(words).ok()?).ok()
+}
+
 const EXAMPLES: &str = "\
 Examples:
   brig run -d -p 8080:80 --name web welcome    start the image that ships with brig
@@ -924,6 +951,48 @@ mod tests {
             Command::Run(run) => *run,
             other => panic!("{other:?}"),
         })
+    }
+
+    #[test]
+    fn a_command_that_is_tried_alone_is_understood_as_among_all() {
+        for line in [
+            "run img",
+            "run --rm -it -p 8080:80 -e A=b --name web --memory 64m img sh -c 'x --help' --rm",
+            "run -d --isolation container --timing img",
+            "run --timing=full img --help",
+            "run img --version -h",
+            "run -h host img",
+            "run --help",
+            "run --version",
+            "run",
+            "run --no-such-option img",
+            "run -p nonsense img",
+            "run --cpus x img",
+            "run -- img --rm",
+            "exec web ls",
+            "exec -it -e A=b -w /tmp web sh -c x --help",
+            "exec web --help",
+            "exec --help",
+            "exec -h",
+            "exec web",
+            "exec",
+            "exec --user 1 web -- id -u",
+        ] {
+            let words: Vec<OsString> = ["brig"]
+                .into_iter()
+                .chain(line.split(' '))
+                .map(Into::into)
+                .collect();
+            let show = |result: Result<Arguments, clap::Error>| match result {
+                Ok(arguments) => format!("{arguments:?}"),
+                Err(e) => e.to_string(),
+            };
+            assert_eq!(
+                show(Arguments::of(words.clone())),
+                show(Arguments::try_parse_from(words)),
+                "{line}"
+            );
+        }
     }
 
     #[test]

@@ -34,8 +34,6 @@ mod timing;
 
 use std::process;
 
-use clap::Parser;
-
 use crate::{
     arguments::{Arguments, Command},
     failure::Failure,
@@ -43,7 +41,7 @@ use crate::{
 
 fn main() {
     let began_ns = brig_engine::clock::monotonic_ns();
-    let arguments = Arguments::try_parse().unwrap_or_else(|e| arguments::exit(&e));
+    let arguments = Arguments::of(std::env::args_os().collect()).unwrap_or_else(|e| arguments::exit(&e));
     // Threads that wait for input must not keep the process from ending, so it ends here.
     process::exit(match run(arguments.command, began_ns) {
         Ok(code) => code,

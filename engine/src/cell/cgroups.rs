@@ -25,6 +25,9 @@ const PARENT: &str = "brig";
 /// Where the hierarchies are.
 const ROOT: &str = "/sys/fs/cgroup";
 
+/// The cgroups of this process.
+const OWN: &str = "/proc/self/cgroup";
+
 /// The controllers that limits need, by the names of the older hierarchies …
 const CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "blkio"];
 
@@ -227,27 +230,26 @@ pub fn check(limits: &Limits) -> Result<(), Error> {
 /// The directories that the cgroups of brig-vmms are made in, which are there then, as far as this user may make them.
 pub fn lay_out() -> Vec<PathBuf> {
     let bases = if is_unified() {
-        vec![unified_base(false)]
+        unified_base(false).into_iter().collect()
     } else {
-        UNIFIED
-            .map(|controller| legacy_base(controller).and_then(|base| make_directory(&base).map(|()| base)))
-            .into()
+        legacy_bases(&UNIFIED)
     };
-    bases.into_iter().flatten().collect()
+    let made = |base: &PathBuf| make_directory(base).is_ok();
+    bases.into_iter().filter(made).collect()
 }
 
 /// Removes what is left of a sandbox's cgroups. False while there is a process in one.
 pub fn forget(id: &SandboxId) -> bool {
     let bases = if is_unified() {
-        vec![unified_group()]
+        unified_group().into_iter().collect()
     } else {
-        CONTROLLERS.map(legacy_base).into()
+        legacy_bases(&CONTROLLERS)
     };
     let gone = |base: &PathBuf| match fs::remove_dir(base.join(id.as_str())) {
         Err(e) => e.kind() != io::ErrorKind::ResourceBusy,
         Ok(()) => true,
     };
-    let left = bases.into_iter().flatten().filter(|base| !gone(base)).count();
+    let left = bases.into_iter().filter(|base| !gone(base)).count();
     left == 0
 }
 
@@ -519,13 +521,29 @@ fn legacy_base(controller: &str) -> io::Result<PathBuf> {
         let text = format!("this host has no cgroup controller {controller}");
         return Err(io::Error::new(io::ErrorKind::NotFound, text));
     }
-    let own = own_path(controller)?;
-    Ok(mount.join(own.strip_prefix("/").unwrap_or(&own)).join(PARENT))
+    Ok(below(&mount, &own_path(controller)?))
+}
+
+/// Those of several, as far as this host has them.
+fn legacy_bases(controllers: &[&str]) -> Vec<PathBuf> {
+    // The kernel writes the file anew for each who reads it.
+    let text = fs::read_to_string(OWN).unwrap_or_default();
+    let base = |controller: &&str| {
+        Some(below(
+            &Path::new(ROOT).join(controller),
+            &path_of(&text, controller)?,
+        ))
+    };
+    controllers.iter().filter_map(base).collect()
+}
+
+fn below(mount: &Path, own: &Path) -> PathBuf {
+    mount.join(own.strip_prefix("/").unwrap_or(own)).join(PARENT)
 }
 
 /// The path of this process's cgroup in the hierarchy of a controller; without one, of version 2.
 fn own_path(controller: &str) -> io::Result<PathBuf> {
-    let text = fs::read_to_string("/proc/self/cgroup")?;
+    let text = fs::read_to_string(OWN)?;
     path_of(&text, controller).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::NotFound,

@@ -216,7 +216,8 @@ impl Registry {
             Ok(()) => {
                 if let (Ok(config), Some(root)) = (config, self.directory.parent()) {
                     Journal::of_root(root).sandbox(&config, "destroy", &[]);
-                    if with_volumes {
+                    // Who else has them is looked for among all sandboxes.
+                    if with_volumes && !config.mounts.is_empty() {
                         let others = self.list().unwrap_or_default();
                         Volumes::new(root).forget_anonymous(&config.mounts, &others);
                     }
