@@ -99,7 +99,7 @@ async fn probe(kvm: &File, spawn: &dyn Spawn) -> Result<KvmKind, Error> {
     let answer = timeout(PROBE_TIMEOUT, ask).await;
     let result = match answer {
         Ok(Ok(Event::Probed { kvm })) => Ok(kvm),
-        Ok(Ok(Event::Failed { message })) => {
+        Ok(Ok(Event::Failed { message } | Event::Refused { message })) => {
             Err(VmmError::Failed(crate::error::one_line(&message, 1000)).into())
         }
         Ok(Ok(_)) => Err(VmmError::Ended("answered the probe with something else".into()).into()),

@@ -66,6 +66,13 @@ pub(crate) fn blank_disk(paths: &Paths) {
     std::fs::write(paths.templates().join(crate::disk::blank_name()), "blank").unwrap();
 }
 
+/// What a VMM says that has failed.
+pub(crate) fn failed(message: &str) -> Event {
+    Event::Failed {
+        message: message.to_owned(),
+    }
+}
+
 /// What is known of a sandbox that runs, as little as there can be.
 pub(crate) fn live() -> Live {
     Live {
@@ -272,8 +279,8 @@ impl Player {
         self.begin_unless(None)
     }
 
-    /// As [`Self::begin`], but restores are refused with this message.
-    pub fn begin_unless(self, refusal: Option<&str>) -> Option<PlayedGuest> {
+    /// As [`Self::begin`], but restores are answered so.
+    pub fn begin_unless(self, refusal: Option<&Event>) -> Option<PlayedGuest> {
         let (command, fds): (Command, Vec<OwnedFd>) = channel::receive(&self.channel).ok()?;
         let mut files: Vec<Option<File>> = fds.into_iter().map(|fd| Some(File::from(fd))).collect();
         let (event, control, console, disks) = match &command {
@@ -296,8 +303,7 @@ impl Player {
                 )
             }
             Command::Restore(_) if refusal.is_some() => {
-                let message = refusal.unwrap().to_owned();
-                channel::send(&self.channel, &Event::Failed { message }, &[]).unwrap();
+                channel::send(&self.channel, refusal.unwrap(), &[]).unwrap();
                 return None;
             }
             Command::Restore(config) => {

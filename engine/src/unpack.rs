@@ -215,6 +215,7 @@ async fn restore(
                     cache.worked(&key);
                     return Ok(Some(guest));
                 }
+                Err(Error::Vmm(e)) if e.is_of_host() => return Err(e.into()),
                 Err(e) => chain(&e),
             }
         }

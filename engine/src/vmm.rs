@@ -64,6 +64,9 @@ pub enum VmmError {
     /// It said that it failed.
     #[error("brig-vmm: {0}")]
     Failed(String),
+    /// It said that the host refused it what it needs.
+    #[error("brig-vmm: {0}")]
+    Refused(String),
     /// It was killed.
     #[error("{0}")]
     Killed(String),
@@ -76,9 +79,12 @@ pub enum VmmError {
 }
 
 impl VmmError {
-    /// Whether there was no VMM at all, so that another way to start a guest fails just so.
-    pub fn is_of_spawn(&self) -> bool {
-        matches!(self, Self::Spawn { .. } | Self::Jail(_) | Self::NotStarted(_))
+    /// Whether the host is to blame, so that another way to start a guest fails just so.
+    pub fn is_of_host(&self) -> bool {
+        matches!(
+            self,
+            Self::Spawn { .. } | Self::Jail(_) | Self::NotStarted(_) | Self::Refused(_)
+        )
     }
 }
 

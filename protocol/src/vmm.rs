@@ -266,6 +266,11 @@ pub enum Event {
         /// What failed and why.
         message: String,
     },
+    /// The same, for want of memory, descriptors or threads that the host does not give: what the guest was to be made of is not to blame.
+    Refused {
+        /// What failed and why.
+        message: String,
+    },
 }
 
 /// What a guest has cost since its brig-vmm began: of all its vCPUs, as KVM counts it (zero where KVM does not count), and

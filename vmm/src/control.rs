@@ -2,7 +2,7 @@
 
 use std::{
     error::Error,
-    io,
+    io, iter,
     os::fd::{AsFd, OwnedFd},
 };
 
@@ -66,7 +66,7 @@ pub fn monotonic_ns() -> u64 {
 /// Serves commands from `channel` until the supervisor closes it or the guest stops. `main_ns` is when the process began.
 ///
 /// # Errors
-/// [`ControlError`] when a command failed. The supervisor has been sent [`Event::Failed`].
+/// [`ControlError`] when a command failed. The supervisor has been sent [`Event::Failed`] or [`Event::Refused`].
 pub fn serve(channel: &OwnedFd, main_ns: u64) -> Result<(), ControlError> {
     let result = Session {
         channel,
@@ -77,10 +77,29 @@ pub fn serve(channel: &OwnedFd, main_ns: u64) -> Result<(), ControlError> {
     .run();
     if let Err(error) = &result {
         let message = chain(error);
+        let event = if is_refusal(error) {
+            Event::Refused { message }
+        } else {
+            Event::Failed { message }
+        };
         // It may be gone, which ends this process just as well.
-        let _ = channel::send(channel, &Event::Failed { message }, &[]);
+        let _ = channel::send(channel, &event, &[]);
     }
     result
+}
+
+/// Whether the host has too little of something, or gives this process too little.
+fn is_refusal(error: &ControlError) -> bool {
+    let causes = iter::successors(Some(error as &(dyn Error + 'static)), |&error| error.source());
+    let errno = |error: &(dyn Error + 'static)| -> Option<i32> {
+        match error.downcast_ref::<io::Error>() {
+            Some(error) => error.raw_os_error(),
+            None => Some(error.downcast_ref::<kvm_ioctls::Error>()?.errno()),
+        }
+    };
+    causes
+        .filter_map(errno)
+        .any(|errno| [libc::ENOMEM, libc::EAGAIN, libc::EMFILE, libc::ENFILE].contains(&errno))
 }
 
 /// What happens next.

@@ -305,6 +305,7 @@ async fn template_for(engine: &Engine, shape: Shape, cold: bool) -> Tried {
         }
         // What is wrong with the host or the installation is told by the start, which needs the same.
         (Ok(_) | Err(Error::NoMke2fs | Error::OtherMke2fs(..)), _) => Tried::default(),
+        (Err(Error::Vmm(e)), _) if e.is_of_host() => Tried::default(),
         (Err(e), step) if step.is_some() || matches!(e, Error::TemplateBytes(_)) => Tried {
             made_ns: None,
             notice: Some(format!("{}; the guest boots", chain(&e))),

@@ -281,6 +281,7 @@ impl Guest {
                 VmmError::Guest(format!("{}: {message}", self.vmm.name()))
             }
             Failure::Event(Event::Failed { message }) => VmmError::Failed(one_line(&message, GUEST_TEXT)),
+            Failure::Event(Event::Refused { message }) => VmmError::Refused(one_line(&message, GUEST_TEXT)),
             Failure::Event(Event::Stopped(StopReason::VcpuFailed(message))) => {
                 self.vmm.ended().await;
                 VmmError::Failed(format!("a vCPU failed: {}", one_line(&message, GUEST_TEXT)))

@@ -41,7 +41,7 @@ impl Start<'_> {
         }
         match gone_on {
             Ok((guest, streams)) => Ok((guest, streams, layout)),
-            Err(Error::Vmm(e)) if e.is_of_spawn() => Err(e.into()),
+            Err(Error::Vmm(e)) if e.is_of_host() => Err(e.into()),
             Err(e) => Err(Error::snapshot(name, format!("cannot go on here: {}", chain(&e)))),
         }
     }

@@ -192,7 +192,7 @@ impl Start<'_> {
         let mut guest = Guest::restore(self.host, kvm, plan, console, timing)
             .await
             .map_err(|e| match e {
-                Error::Vmm(ref vmm) if vmm.is_of_spawn() => Trouble::Start(e),
+                Error::Vmm(ref vmm) if vmm.is_of_host() => Trouble::Start(e),
                 _ => Trouble::Template(chain(&e)),
             })?;
         let writable = if fresh { FRESH_DISK } else { USED_DISK };

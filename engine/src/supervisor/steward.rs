@@ -366,7 +366,7 @@ mod tests {
         let walled = Walled::new(&machine, Steward::fork(&paths, &id).unwrap());
         in_runtime(async {
             let error = walled.spawn().unwrap_err();
-            assert!(error.is_of_spawn());
+            assert!(error.is_of_host());
             let text = error.to_string();
             assert!(text.contains("brig-vmm") && text.contains("make build"), "{text}");
         });

@@ -69,17 +69,17 @@ impl Bench {
         self.run_refusing(None, script, client);
     }
 
-    /// As [`Self::run`], with a VMM that refuses to restore with this message.
+    /// As [`Self::run`], with a VMM that answers a restore so.
     fn run_refusing<F: Future<Output = ()>>(
         &self,
-        refusal: Option<&'static str>,
+        refusal: Option<Event>,
         script: impl Fn(PlayedGuest) + Send + Sync + 'static,
         client: impl FnOnce(Client) -> F,
     ) {
         let walled_in: Arc<AtomicUsize> = Arc::default();
         let closed = Arc::clone(&walled_in);
         let host = FakeVmm::new(move |player| {
-            if let Some(guest) = player.begin_unless(refusal) {
+            if let Some(guest) = player.begin_unless(refusal.as_ref()) {
                 assert_eq!(
                     closed.load(Ordering::SeqCst),
                     1,

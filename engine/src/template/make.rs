@@ -89,7 +89,10 @@ pub(super) async fn ensure_within(
         return Ok(Ensured::Present(key));
     }
     if let Err(e) = make(paths, host, &kvm, &cache, ingredients, &lock).await {
-        cache.failed(&key);
+        // A host that has too little now may have enough the next time.
+        if !matches!(&e, Error::Vmm(e) if e.is_of_host()) {
+            cache.failed(&key);
+        }
         return Err(e);
     }
     cache.evict(limit, &key);

@@ -17,7 +17,7 @@ use tokio::task::LocalSet;
 use super::*;
 use crate::{
     template,
-    test_support::{FakeVmm, PlayedGuest, blank_disk, image, paths},
+    test_support::{FakeVmm, PlayedGuest, blank_disk, failed, image, paths},
 };
 
 /// What the image's layer is, and what it becomes.
@@ -87,8 +87,9 @@ impl Bench {
         refusal: Option<&'static str>,
         script: impl Fn(PlayedGuest) + Send + Sync + 'static,
     ) -> (Result<Vec<u8>, Error>, Vec<Report>) {
+        let refusal = refusal.map(failed);
         let host = FakeVmm::new(move |player| {
-            if let Some(guest) = player.begin_unless(refusal) {
+            if let Some(guest) = player.begin_unless(refusal.as_ref()) {
                 script(guest);
             }
         });

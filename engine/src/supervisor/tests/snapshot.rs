@@ -10,7 +10,7 @@ use crate::{
     guest::Origin,
     snapshot::{self, FileRecord, Layout, Record, Snapshots, Workspace, sparse, store},
     template::key::Platform,
-    test_support::{AtRestore, blank_disk},
+    test_support::{AtRestore, blank_disk, failed},
 };
 
 /// A finished snapshot of `config` in a workspace, its disk as long as real ones are not.
@@ -266,7 +266,7 @@ fn a_snapshot_that_the_vmm_refuses_is_one_line_and_stays_and_can_be_tried_again(
     let bench = Bench::with_snapshot(Layout::Fresh, |_| {});
     for _ in 0..2 {
         bench.run_refusing(
-            Some("the state file is for another kernel"),
+            Some(failed("the state file is for another kernel")),
             |_| panic!("no guest goes on or boots"),
             async |client| {
                 let message = start_and_fail(client).await;

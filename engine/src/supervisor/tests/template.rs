@@ -11,7 +11,7 @@ use super::*;
 use crate::{
     guest::Origin,
     template::{Cache, Ingredients, Key, Shape, cache},
-    test_support::blank_disk,
+    test_support::{blank_disk, failed},
 };
 
 impl Bench {
@@ -198,10 +198,29 @@ fn short_life_after_a_signal(mut guest: PlayedGuest) {
 }
 
 #[test]
+fn a_host_that_has_too_little_is_not_the_templates_fault() {
+    let (bench, _key) = Bench::with_template(|_| {});
+    bench.run_refusing(
+        Some(Event::Refused {
+            message: "cannot map the guest's memory: Cannot allocate memory".to_owned(),
+        }),
+        |_| panic!("the guest boots"),
+        async |mut client| {
+            client.ask_to_start(true).await;
+            match client.hear().await {
+                Reply::Failed { code: 125, message } => assert!(message.contains("allocate"), "{message}"),
+                other => panic!("{other:?}"),
+            }
+        },
+    );
+    assert_eq!(bench.templates(), 1);
+}
+
+#[test]
 fn a_template_that_the_vmm_refuses_is_dropped_and_the_guest_boots() {
     let (bench, key) = Bench::with_template(|_| {});
     bench.run_refusing(
-        Some("the state file is of another version"),
+        Some(failed("the state file is of another version")),
         |mut guest| {
             let mut disk = String::new();
             guest.disk(1).read_to_string(&mut disk).unwrap();
