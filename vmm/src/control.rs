@@ -15,6 +15,8 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
+use vm_memory::mmap::MmapRegionError;
+
 use crate::{
     config::{self, ConfigError, MachineConfig, RestoredMachineConfig},
     jail,
@@ -92,9 +94,14 @@ pub fn serve(channel: &OwnedFd, main_ns: u64) -> Result<(), ControlError> {
 fn is_refusal(error: &ControlError) -> bool {
     let causes = iter::successors(Some(error as &(dyn Error + 'static)), |&error| error.source());
     let errno = |error: &(dyn Error + 'static)| -> Option<i32> {
-        match error.downcast_ref::<io::Error>() {
-            Some(error) => error.raw_os_error(),
-            None => Some(error.downcast_ref::<kvm_ioctls::Error>()?.errno()),
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            error.raw_os_error()
+        } else if let Some(error) = error.downcast_ref::<rustix::io::Errno>() {
+            Some(error.raw_os_error())
+        } else if let Some(MmapRegionError::Mmap(error)) = error.downcast_ref() {
+            error.raw_os_error()
+        } else {
+            Some(error.downcast_ref::<kvm_ioctls::Error>()?.errno())
         }
     };
     causes
