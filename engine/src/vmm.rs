@@ -12,7 +12,6 @@ use std::{
     path::PathBuf,
     process::ExitStatus,
     rc::Rc,
-    thread,
     time::Duration,
 };
 
@@ -25,14 +24,21 @@ use brig_protocol::{
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::oneshot,
     task::JoinHandle,
     time::timeout,
 };
 
 pub use self::process::Process;
 use crate::{
-    Error, SandboxId, cell::Cgroups, console::Console, error::chain, sandbox::config::Limits, volume::Held,
+    SandboxId,
+    cell::{
+        Cgroups,
+        cgroups::{self, Preparing},
+    },
+    console::Console,
+    error::chain,
+    sandbox::config::Limits,
+    volume::Held,
 };
 
 /// How long a VMM that has said its last word may take to end by itself.
@@ -202,7 +208,7 @@ pub struct Vmm {
     /// The cgroups that it is in. They go after the process: one that is not empty stays.
     cgroups: Option<Cgroups>,
     /// Those that it is being put into.
-    entering: Option<oneshot::Receiver<Result<Option<Cgroups>, Error>>>,
+    entering: Option<Preparing>,
 }
 
 impl Vmm {
@@ -261,22 +267,11 @@ impl Vmm {
         self.cgroups = Some(cgroups);
     }
 
-    /// Has it enter cgroups of the sandbox `id` with these limits, in a thread of its own: the kernel takes a while for that.
+    /// Has it enter cgroups of the sandbox `id` with these limits.
     pub(crate) fn confine(&mut self, id: &SandboxId, limits: Limits) {
-        let Some(pid) = self.pid() else { return };
-        let id = id.clone();
-        let (done, entering) = oneshot::channel();
-        let enter = move || {
-            let entered = Cgroups::create(&id, &limits, &[]).and_then(|cgroups| {
-                cgroups.as_ref().map_or(Ok(()), |cgroups| cgroups.enter(pid))?;
-                Ok(cgroups)
-            });
-            // Nobody waits for one that has been given up.
-            let _ = done.send(entered);
-        };
-        if thread::Builder::new().name("cgroups".into()).spawn(enter).is_ok() {
-            self.entering = Some(entering);
-        }
+        self.entering = self
+            .pid()
+            .and_then(|pid| cgroups::prepare(id.clone(), limits, pid));
     }
 
     /// Waits until it is in its cgroups, and says why it is in none.

@@ -6,7 +6,12 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Duration,
 };
+
+use tokio::sync::oneshot;
 
 use crate::{
     Error, SandboxId,
@@ -27,6 +32,16 @@ const ROOT: &str = "/sys/fs/cgroup";
 
 /// The cgroups of this process.
 const OWN: &str = "/proc/self/cgroup";
+
+/// How often, and after what rests, it is looked whether the cgroups of a sandbox that has ended are empty.
+const EMPTY_ROUNDS: usize = 50;
+const EMPTY_REST: Duration = Duration::from_millis(10);
+
+/// Threads of this process that make cgroups.
+static PREPARING: AtomicUsize = AtomicUsize::new(0);
+
+/// Gives the cgroups that a process has been put into.
+pub type Preparing = oneshot::Receiver<Result<Option<Cgroups>, Error>>;
 
 /// The controllers that limits need, by the names of the older hierarchies …
 const CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "blkio"];
@@ -251,6 +266,37 @@ pub fn forget(id: &SandboxId) -> bool {
     };
     let left = bases.into_iter().filter(|base| !gone(base)).count();
     left == 0
+}
+
+/// Removes them once what is in them has ended, which whoever calls this has seen to.
+pub async fn forget_when_empty(id: &SandboxId) {
+    for _ in 0..EMPTY_ROUNDS {
+        if PREPARING.load(Ordering::SeqCst) == 0 && forget(id) {
+            break;
+        }
+        tokio::time::sleep(EMPTY_REST).await;
+    }
+}
+
+/// Makes cgroups for the process `pid` and puts it into them, in a thread of its own: the kernel takes a while for that. `None` where there
+/// is no thread.
+pub fn prepare(id: SandboxId, limits: Limits, pid: u32) -> Option<Preparing> {
+    let (done, preparing) = oneshot::channel();
+    PREPARING.fetch_add(1, Ordering::SeqCst);
+    let prepare = move || {
+        let prepared = Cgroups::create(&id, &limits, &[]).and_then(|cgroups| {
+            cgroups.as_ref().map_or(Ok(()), |cgroups| cgroups.enter(pid))?;
+            Ok(cgroups)
+        });
+        // Nobody waits for one that has been given up.
+        let _ = done.send(prepared);
+        PREPARING.fetch_sub(1, Ordering::SeqCst);
+    };
+    let begun = thread::Builder::new().name("cgroups".into()).spawn(prepare);
+    if begun.is_err() {
+        PREPARING.fetch_sub(1, Ordering::SeqCst);
+    }
+    begun.ok().map(|_| preparing)
 }
 
 /// What the cgroups hold a process to whose `/proc/PID/cgroup` this is. Those above may hold it to less.

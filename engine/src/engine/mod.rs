@@ -560,6 +560,7 @@ impl Engine {
                 Ok(Some(lock)) => {
                     // A supervisor that was killed has left it.
                     let _ = std::fs::remove_file(control::socket_path(&self.paths.runtime, &id));
+                    cgroups::forget_when_empty(&id).await;
                     return self
                         .registry
                         .remove(&id, &lock, volumes || sandbox.config.auto_remove);

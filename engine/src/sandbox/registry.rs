@@ -17,7 +17,6 @@ use serde::Deserialize;
 use super::{Config, Directory, Sandbox, lock::Lock, state::Ender};
 use crate::{
     Error, SandboxId,
-    cell::cgroups,
     events::Journal,
     id::{ID_DIGITS, is_lower_hex},
     name,
@@ -205,8 +204,6 @@ impl Registry {
     pub fn remove(&self, id: &SandboxId, _held: &Lock, with_volumes: bool) -> Result<(), Error> {
         let path = self.directory.join(id.as_str());
         let hidden = self.directory.join(format!("{HIDDEN}removed-{id}"));
-        // What a killed supervisor has left of them.
-        cgroups::forget(id);
         let config = self.directory(id).read_config();
         let removed = claim(&path).and_then(|_claimed| {
             fs::rename(&path, &hidden)?;

@@ -107,6 +107,11 @@ impl Ahead<'_> {
         *self.limits.borrow_mut() = Some((config.id.clone(), limits));
     }
 
+    /// What was in stock and has not been used.
+    pub fn unused(&self) -> Option<Vmm> {
+        self.vmm.take().or_else(|| self.cell.take())
+    }
+
     /// Has the VMM map the memory of the template for `shape`, which its guest is likely to be restored from. Whatever goes
     /// wrong is left for the start.
     pub async fn map(&self, paths: &Paths, shape: Shape) {

@@ -87,10 +87,6 @@ const ORDERS: usize = 16;
 /// How long replies may take to reach clients that only wait; attached clients get the time that they need.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// How often, and after what rests, it is looked whether the cgroups of a sandbox that has ended are empty.
-const EMPTY_ROUNDS: usize = 50;
-const EMPTY_REST: Duration = Duration::from_millis(10);
-
 /// What clients want of the guest.
 #[derive(Debug)]
 enum Order {
@@ -336,10 +332,10 @@ async fn supervise(paths: &Paths, id: &SandboxId, likely: Likely, starter: UnixS
                 record(&directory, &end, ender);
             }
             // The kernel takes the guest down meanwhile.
-            if let Some(mut vmm) = vmm {
+            for mut vmm in vmm.into_iter().chain(host.unused()) {
                 vmm.kill().await;
             }
-            forget_cgroups(id).await;
+            cgroups::forget_when_empty(id).await;
             drop(lock);
             phase.send_replace(Phase::Over(farewell(end)));
             service.finish(FAREWELL).await;
@@ -349,7 +345,7 @@ async fn supervise(paths: &Paths, id: &SandboxId, likely: Likely, starter: UnixS
         if let Some(mut vmm) = vmm {
             vmm.kill().await;
         }
-        forget_cgroups(id).await;
+        cgroups::forget_when_empty(id).await;
         if let End::Exited(exit) = &end {
             directory.note("die", &died(&directory, exit));
             if let Ok(state) = directory.read_state() {
@@ -364,16 +360,6 @@ async fn supervise(paths: &Paths, id: &SandboxId, likely: Likely, starter: UnixS
         farewells.spawn_local(async move { service.finish(FAREWELL).await });
     }
     while farewells.join_next().await.is_some() {}
-}
-
-/// Removes its cgroups. One that was given up while it was put into them ends by itself.
-async fn forget_cgroups(id: &SandboxId) {
-    for _ in 0..EMPTY_ROUNDS {
-        if cgroups::forget(id) {
-            break;
-        }
-        tokio::time::sleep(EMPTY_REST).await;
-    }
 }
 
 fn failed(error: &Error) -> End {
