@@ -79,6 +79,7 @@ test-restores: build
 bench-start: build
 	tests/install-packages test
 	cargo run --locked --quiet --release -p brig-tests --bin bench-start -- $(BENCH_ARGUMENTS)
+	cargo run --locked --quiet --release -p brig-tests --bin bench-container
 
 bench-container: build
 	tests/install-packages test

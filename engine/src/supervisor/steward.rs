@@ -7,7 +7,7 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     path::PathBuf,
 };
 
@@ -37,6 +37,9 @@ use crate::{
     template::{Cache, Key},
     vmm::{BrigVmm, Spawn, Vmm, VmmError},
 };
+
+/// First descriptor that is not a standard stream.
+const FIRST_OTHER: u32 = 3;
 
 /// A chore.
 #[derive(Debug, Serialize, Deserialize)]
@@ -93,8 +96,7 @@ impl Drop for Steward {
 }
 
 impl Steward {
-    /// Makes one. This process must have no thread but this one, and nothing open that matters but its standard streams: the steward
-    /// keeps none of these.
+    /// Makes one, which keeps nothing that this process has open. This process must have no thread but this one.
     ///
     /// # Errors
     /// [`Error::Runtime`].
@@ -114,7 +116,7 @@ impl Steward {
                     .and_then(|()| rustix::stdio::dup2_stdout(&null))
                     .and_then(|()| rustix::stdio::dup2_stderr(&null));
                 let bound = set_parent_process_death_signal(Some(Signal::KILL));
-                drop(null);
+                close_all_but(theirs.as_raw_fd());
                 // A supervisor that has ended before this was said.
                 if standard.is_ok() && bound.is_ok() && getppid() == Some(supervisor) {
                     let _ = rustix::thread::set_name(c"brig-steward");
@@ -161,6 +163,17 @@ impl Steward {
             Ok((Outcome::Failed(reason), _)) => failed(reason),
             Ok(_) => failed("another chore was done".to_owned()),
             Err(e) => failed(gone(&e)),
+        }
+    }
+}
+
+/// Closes every descriptor but the standard streams and `kept`: a lock, say, is held as long as anyone has it open.
+fn close_all_but(kept: RawFd) {
+    let kept = kept.cast_unsigned();
+    for (first, last) in [(FIRST_OTHER, kept - 1), (kept + 1, u32::MAX)] {
+        if first <= last {
+            // SAFETY: takes numbers. Whatever in this process owned the descriptors is never used or dropped: it ends by _exit.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
         }
     }
 }
