@@ -186,7 +186,8 @@ mod tests {
         cannot(&|| fs::write(temporary.path().join("new"), "x").is_ok());
         let killed = |what: &dyn Fn() -> bool| assert_eq!(closed(what), Err(libc::SIGSYS));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        killed(&|| std::net::TcpStream::connect(listener.local_addr().unwrap()).is_ok());
+        let address = listener.local_addr().unwrap();
+        killed(&|| std::net::TcpStream::connect(address).is_ok());
         killed(&|| {
             let program = [c"/bin/true".as_ptr(), std::ptr::null()];
             // SAFETY: the strings and the list end with null.
