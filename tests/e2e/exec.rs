@@ -9,25 +9,35 @@ use std::{
 };
 
 use brig_tests::{
-    archive::{Image, sha256},
+    archive::Image,
     brig::{Brig, finish},
     http,
     leftovers::processes_of_sandbox,
     machine::{Need, is_rig},
     smaps, tests,
 };
+use sha2::{Digest, Sha256};
 
 tests! {
     Need::Kvm =>
         a_command_in_a_running_sandbox_finds_what_its_first_process_finds,
         many_commands_leave_nothing_behind,
+        a_lot_goes_through_exec_and_logs_and_no_process_grows,
         the_health_the_ports_and_the_volumes_of_an_image_are_honoured;
 }
 
 /// How many commands are run one after the other: `$BRIG_TEST_EXECS`, or as many as an emulated KVM does in a while.
 fn count() -> usize {
-    let count = env::var("BRIG_TEST_EXECS").ok();
-    count.and_then(|count| count.parse().ok()).unwrap_or(20)
+    wanted("BRIG_TEST_EXECS").unwrap_or(20)
+}
+
+/// MiB that go through exec and through the log: `$BRIG_TEST_STREAM_MIB`, or as many as an emulated KVM moves in a while.
+fn stream_mib() -> (usize, usize) {
+    wanted("BRIG_TEST_STREAM_MIB").map_or((32, 2), |mib| (mib, mib))
+}
+
+fn wanted(variable: &str) -> Option<usize> {
+    env::var(variable).ok()?.parse().ok()
 }
 
 fn a_command_in_a_running_sandbox_finds_what_its_first_process_finds() {
@@ -86,11 +96,6 @@ fn a_command_in_a_running_sandbox_finds_what_its_first_process_finds() {
     let line = brig.fails(1, &["exec", "-it", "box", "true"]);
     assert_eq!(line, "brig: the input device is not a TTY\n");
 
-    // Standard input byte for byte, 32 MiB both ways, and its end.
-    let mut input = vec![0; 32 << 20];
-    brig_welcome::pattern::fill(3, &mut input);
-    let hash = sha256(&input);
-    assert!(echo(&brig, input) == hash);
     // Without -i there is none.
     let output = brig.run_with_input(&["exec", "box", "wc", "-c"], b"not for it".to_vec());
     assert_eq!(output.stdout.trim(), "0");
@@ -150,20 +155,84 @@ fn a_command_in_a_running_sandbox_finds_what_its_first_process_finds() {
     brig.assert_nothing_left();
 }
 
-/// The hash of what `cat` in the sandbox gives back.
-fn echo(brig: &Brig, input: Vec<u8>) -> String {
+fn a_lot_goes_through_exec_and_logs_and_no_process_grows() {
+    let brig = Brig::new();
+    // Lines of 64 bytes, none like another.
+    let (through_exec, logged) = stream_mib();
+    let lines = logged << 14;
+    let script = format!(
+        "until [ -e /go ]; do sleep 1; done; awk 'BEGIN {{ for (i = 1; i <= {lines}; i++) printf \"%063d\\n\", i }}'; \
+         until [ -e /end ]; do sleep 1; done"
+    );
+    let id = brig.ok(&[
+        "run", "-d", "--rm", "--name", "box", "busybox", "sh", "-c", &script,
+    ]);
+    let id = id.trim();
+    // What a first process and a first stream need stays.
+    assert_eq!(echo(&brig, 1).0, echo(&brig, 1).1);
+    let before = footprint(&brig, id);
+    // Standard input byte for byte, both ways, and its end.
+    let (sent, received) = echo(&brig, through_exec);
+    assert_eq!(sent, received);
+    assert_small(&before, &footprint(&brig, id));
+
+    let mut logs = brig.command(&["logs", "-f", "box"]).spawn().unwrap();
+    brig.ok(&["exec", "box", "touch", "/go"]);
+    let mut output = BufReader::new(logs.stdout.take().unwrap());
+    let mut line = String::new();
+    for number in 1..=lines {
+        line.clear();
+        output.read_line(&mut line).unwrap();
+        assert_eq!(line, format!("{number:063}\n"));
+    }
+    assert_small(&before, &footprint(&brig, id));
+    brig.ok(&["exec", "box", "touch", "/end"]);
+    assert_eq!(output.read_line(&mut line).unwrap(), 0);
+    assert!(logs.wait().unwrap().success());
+    brig.run(&["wait", "box"]);
+    brig.assert_nothing_left();
+}
+
+/// The hash of so many MiB, and of what `cat` in the sandbox gives back for them.
+fn echo(brig: &Brig, mib: usize) -> (String, String) {
     let mut child = brig
         .command(&["exec", "-i", "box", "cat"])
         .stdin(Stdio::piped())
         .spawn()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    let writer = thread::spawn(move || stdin.write_all(&input));
-    let mut output = Vec::new();
-    child.stdout.take().unwrap().read_to_end(&mut output).unwrap();
-    writer.join().unwrap().unwrap();
+    let writer = thread::spawn(move || {
+        let (mut hash, mut piece) = (Sha256::new(), vec![0; 1 << 20]);
+        for number in 0..mib {
+            brig_welcome::pattern::fill((number as u64) << 20, &mut piece);
+            hash.update(&piece);
+            stdin.write_all(&piece).unwrap();
+        }
+        hash
+    });
+    let (mut hash, mut piece) = (Sha256::new(), vec![0; 1 << 16]);
+    let mut stdout = child.stdout.take().unwrap();
+    loop {
+        match stdout.read(&mut piece).unwrap() {
+            0 => break,
+            count => hash.update(&piece[..count]),
+        }
+    }
+    let sent = writer.join().unwrap();
     assert!(child.wait().unwrap().success());
-    sha256(&output)
+    (http::hex(&sent.finalize()), http::hex(&hash.finalize()))
+}
+
+/// No process has grown by more than what may be on its way.
+fn assert_small(before: &[Footprint], after: &[Footprint]) {
+    for before in before {
+        let after = after.iter().find(|after| after.name == before.name).unwrap();
+        println!("{before:?} -> {after:?}");
+        assert!(
+            after.anonymous_kib <= before.anonymous_kib + 2048,
+            "{before:?} {after:?}"
+        );
+    }
 }
 
 fn many_commands_leave_nothing_behind() {
@@ -268,7 +337,7 @@ fn the_health_the_ports_and_the_volumes_of_an_image_are_honoured() {
 /// What a process of brig's takes.
 #[derive(Debug)]
 struct Footprint {
-    _name: String,
+    name: String,
     descriptors: usize,
     anonymous_kib: u64,
 }
@@ -287,7 +356,7 @@ fn footprint(brig: &Brig, id: &str) -> Vec<Footprint> {
                 .filter(|mapping| !mapping.is_guest)
                 .map(|mapping| mapping.anonymous_kib);
             Footprint {
-                _name: process.name,
+                name: process.name,
                 descriptors: fs::read_dir(format!("{directory}/fd")).unwrap().count(),
                 anonymous_kib: anonymous.sum(),
             }
