@@ -834,11 +834,15 @@ pub struct Inspect {
     /// calls, limits, all of it read from the kernel
     #[arg(long)]
     pub security: bool,
+    /// How to print them: json, or a template
+    #[arg(short, long, value_name = "FORMAT")]
+    pub format: Option<String>,
 }
 
 const INSPECT_EXAMPLES: &str = "\
 Examples:
   brig inspect web
+  brig inspect --format '{{.State.Status}} {{.Config.Image}}' web
   brig inspect --security web";
 
 /// Options of `port`.

@@ -143,6 +143,10 @@ pub(crate) fn names_ids_and_prefixes_find_a_sandbox() {
     ]);
     let id = id.trim();
     assert_eq!(id.len(), 64, "{id}");
+    let format = "{{.State.Status}} {{.Config.Image}}{{range .Mounts}} {{.Type}}{{end}}";
+    let said = brig.ok(&["inspect", "--format", format, "mary_celeste"]);
+    assert_eq!(said, "running welcome\n");
+    assert!(brig.ok(&["inspect", "-f", "json", "mary_celeste"]).contains(id));
     for name in [id, &id[..12], &id[..4], "mary_celeste"] {
         assert_eq!(brig.inspect(name, "/Id"), id);
     }

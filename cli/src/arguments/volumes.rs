@@ -21,7 +21,7 @@ pub enum Volume {
     #[command(visible_alias = "list")]
     Ls(VolumeList),
     /// Show everything about volumes, as JSON
-    Inspect(VolumeNames),
+    Inspect(VolumeInspect),
     /// Remove volumes that no sandbox has
     #[command(visible_alias = "remove")]
     Rm(VolumeRemove),
@@ -56,9 +56,12 @@ pub struct VolumeList {
     pub format: Option<String>,
 }
 
-/// Volumes to do something with.
+/// Options of `volume inspect`.
 #[derive(Debug, Args)]
-pub struct VolumeNames {
+pub struct VolumeInspect {
+    /// How to print them: json, or a template
+    #[arg(short, long, value_name = "FORMAT")]
+    pub format: Option<String>,
     /// Names
     #[arg(required = true, value_name = "VOLUME")]
     pub volumes: Vec<String>,
@@ -70,8 +73,9 @@ pub struct VolumeRemove {
     /// No error for one that is not there
     #[arg(short, long)]
     pub force: bool,
-    #[command(flatten)]
-    pub names: VolumeNames,
+    /// Names
+    #[arg(required = true, value_name = "VOLUME")]
+    pub volumes: Vec<String>,
 }
 
 /// Options of `volume prune`.

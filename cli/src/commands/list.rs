@@ -2,7 +2,7 @@
 
 use brig_engine::{Engine, port::BoundPort};
 
-use super::{print, print_lines};
+use super::{described, print_lines};
 use crate::{
     arguments::{Inspect, Port},
     failure::Failure,
@@ -37,23 +37,12 @@ pub fn port(engine: &Engine, options: &Port) -> Result<i32, Failure> {
 
 /// `brig inspect`.
 pub fn inspect(engine: &Engine, options: &Inspect) -> Result<i32, Failure> {
-    let mut found = Vec::new();
-    let mut failed = false;
-    for reference in &options.sandboxes {
-        let description = if options.security {
-            engine.security(reference)
+    let describe = |reference: &String| {
+        Ok(if options.security {
+            engine.security(reference)?
         } else {
-            engine.inspect(reference)
-        };
-        match description {
-            Ok(value) => found.push(value),
-            Err(e) => {
-                Failure::from(e).report();
-                failed = true;
-            }
-        }
-    }
-    let json = serde_json::Value::Array(found);
-    print(&format!("{json:#}\n"))?;
-    if failed { Err(Failure::reported()) } else { Ok(0) }
+            engine.inspect(reference)?
+        })
+    };
+    described::show(options.format.as_deref(), options.sandboxes.iter().map(describe))
 }

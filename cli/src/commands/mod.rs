@@ -4,6 +4,7 @@ mod compare;
 mod config;
 mod copy;
 mod create;
+mod described;
 mod events;
 mod exec;
 mod fork;

@@ -7,9 +7,9 @@ use brig_engine::{
 };
 use serde_json::{Value, json};
 
-use super::{create::labels, print, print_lines};
+use super::{create::labels, described, print, print_lines};
 use crate::{
-    arguments::{Volume, VolumeCreate, VolumeList, VolumeNames, VolumePrune, VolumeRemove},
+    arguments::{Volume, VolumeCreate, VolumeInspect, VolumeList, VolumePrune, VolumeRemove},
     confirm,
     failure::Failure,
     listing, text,
@@ -111,42 +111,31 @@ fn filter_of<'a>(filter: &'a str, sandboxes: &'a [Sandbox]) -> Result<Filter<'a>
     })
 }
 
-fn inspect(engine: &Engine, options: &VolumeNames) -> Result<i32, Failure> {
+fn inspect(engine: &Engine, options: &VolumeInspect) -> Result<i32, Failure> {
     let (volumes, sandboxes) = (engine.volumes(), engine.list()?);
-    let mut found = Vec::new();
-    let mut failed = false;
-    for name in &options.volumes {
-        match volumes.find(name) {
-            Ok(record) => {
-                let users: Vec<&str> = volume::users(name, &sandboxes)
-                    .map(|sandbox| sandbox.config.name.as_str())
-                    .collect();
-                found.push(json!({
-                    "Name": record.name,
-                    "CreatedAt": record.created.to_string(),
-                    "Driver": "local",
-                    "Labels": record.labels,
-                    "Mountpoint": volumes.path(name),
-                    "Options": Value::Null,
-                    "Scope": "local",
-                    "UsageData": { "Size": engine.volume_usage(name), "RefCount": users.len() },
-                    "Brig": { "Isolation": record.isolation.map(Isolation::as_str), "Anonymous": record.anonymous, "UsedBy": users },
-                }));
-            }
-            Err(e) => {
-                Failure::from(e).report();
-                failed = true;
-            }
-        }
-    }
-    let text = serde_json::to_string_pretty(&found).map_err(|e| Failure::command(e.to_string()))?;
-    print(&format!("{text}\n"))?;
-    if failed { Err(Failure::reported()) } else { Ok(0) }
+    let describe = |name: &String| {
+        let record = volumes.find(name)?;
+        let users: Vec<&str> = volume::users(name, &sandboxes)
+            .map(|sandbox| sandbox.config.name.as_str())
+            .collect();
+        Ok(json!({
+            "Name": record.name,
+            "CreatedAt": record.created.to_string(),
+            "Driver": "local",
+            "Labels": record.labels,
+            "Mountpoint": volumes.path(name),
+            "Options": Value::Null,
+            "Scope": "local",
+            "UsageData": { "Size": engine.volume_usage(name), "RefCount": users.len() },
+            "Brig": { "Isolation": record.isolation.map(Isolation::as_str), "Anonymous": record.anonymous, "UsedBy": users },
+        }))
+    };
+    described::show(options.format.as_deref(), options.volumes.iter().map(describe))
 }
 
 fn remove(engine: &Engine, options: &VolumeRemove) -> Result<i32, Failure> {
     let mut failed = false;
-    for name in &options.names.volumes {
+    for name in &options.volumes {
         match engine.remove_volume(name) {
             Ok(()) => print(&format!("{name}\n"))?,
             Err(Error::NoSuchVolume(_)) if options.force => print(&format!("{name}\n"))?,

@@ -5,11 +5,10 @@ use brig_image_store::{Image, Layer, store::HistoryEntry};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::super::{print, print_lines};
+use super::super::{described, print, print_lines};
 use crate::{
     arguments::{History, ImageInspect},
     failure::Failure,
-    format::Template,
     listing, text,
 };
 
@@ -30,35 +29,8 @@ const HISTORY_FIELDS: [(&str, &str); 6] = [
 
 /// `brig image inspect`.
 pub fn inspect(engine: &Engine, options: &ImageInspect) -> Result<i32, Failure> {
-    let template = match options.format.as_deref() {
-        None => None,
-        Some("json") => Some(Template::parse("{{json .}}")?),
-        Some(format) => Some(Template::parse(format)?),
-    };
-    let mut found = Vec::new();
-    let mut failed = false;
-    for text in &options.images {
-        match engine
-            .find_image(text)
-            .map_err(Failure::from)
-            .and_then(|image| describe(engine, &image))
-        {
-            Ok(value) => found.push(value),
-            Err(failure) => {
-                failure.report();
-                failed = true;
-            }
-        }
-    }
-    match template {
-        Some(template) => {
-            for value in &found {
-                print_lines([template.render(value)?])?;
-            }
-        }
-        None => print(&format!("{:#}\n", Value::Array(found)))?,
-    }
-    if failed { Err(Failure::reported()) } else { Ok(0) }
+    let describe = |text: &String| describe(engine, &engine.find_image(text)?);
+    described::show(options.format.as_deref(), options.images.iter().map(describe))
 }
 
 /// An image as Docker's API describes it.
