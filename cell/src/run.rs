@@ -1,6 +1,10 @@
 //! The cell, from its first step in its namespaces on.
 
-use std::{io, os::fd::OwnedFd};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use brig_agent::{
     agent::{self, Setup},
@@ -12,7 +16,11 @@ use brig_agent::{
 };
 use brig_launcher::network;
 use brig_protocol::cell::{Begin, IdMap, Job, RunJob};
-use rustix::time::Timespec;
+use rustix::{
+    io::Errno,
+    thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe},
+    time::Timespec,
+};
 
 use crate::{
     error::{CellError, Context},
@@ -55,7 +63,10 @@ fn run(
     drop(fds);
     let parts = Parts::take(job)?;
     leave_keyring();
-    room::enter(&parts, ids, || Ok(network::enter_new()?))?;
+    room::enter(&parts, ids, || {
+        enter_new_time()?;
+        Ok(network::enter_new()?)
+    })?;
     drop(parts);
     // Again: it is lost with a change of ids.
     die_with_parent()?;
@@ -73,6 +84,19 @@ fn run(
         abandon: || std::process::exit(1),
     })?;
     Ok(())
+}
+
+/// Makes a time namespace (time_namespaces(7)) and enters it, with all processes of the cell. They cannot make their own: before
+/// Linux 6.3 a process that has made one is not in it after an exec either, and can make no thread then. A kernel that was built
+/// without time namespaces has one time for all.
+fn enter_new_time() -> Result<(), CellError> {
+    // SAFETY: CLONE_NEWTIME changes which clocks later children read; no file descriptor is unshared.
+    match unsafe { unshare_unsafe(UnshareFlags::NEWTIME) } {
+        Err(Errno::INVAL) => return Ok(()),
+        made => made.step("create a time namespace")?,
+    }
+    let made = File::open("/proc/self/ns/time_for_children").step("open a time namespace")?;
+    move_into_link_name_space(made.as_fd(), Some(LinkNameSpaceType::Time)).step("enter a time namespace")
 }
 
 /// Lets go of the keys of whoever started the sandbox (session-keyring(7)). A kernel without keys has none.

@@ -107,22 +107,9 @@ pub(crate) fn become_process(
     begin(capabilities, cgroup)?;
     let trees = match kernel {
         Kernel::Own => None,
-        Kernel::Shared => {
-            enter_time_namespace()?;
-            Some(Trees::build(plan.spec, &Nodes::borrow()?)?)
-        }
+        Kernel::Shared => Some(Trees::build(plan.spec, &Nodes::borrow()?)?),
     };
     complete(plan, capabilities, trees, Vec::new(), kept)
-}
-
-/// Makes a time namespace, which the process is in from its exec on (time_namespaces(7), Linux 6.3; before, its children are).
-/// A kernel that was built without them has one time for all.
-fn enter_time_namespace() -> Result<(), LaunchError> {
-    // SAFETY: CLONE_NEWTIME changes which clocks are read after an exec; no file descriptor is unshared.
-    match unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWTIME) } {
-        Err(Errno::INVAL) => Ok(()),
-        result => result.step("create a time namespace"),
-    }
 }
 
 /// What depends neither on the image nor on who the sandbox is. The bounding set is that of `capabilities` then.
