@@ -11,7 +11,9 @@ use brig_tests::{
 use serde_json::json;
 use tempfile::NamedTempFile;
 
-use crate::{crash, files, lifecycle, logs, options, policies, ports, process, servers, volumes, watch};
+use crate::{
+    crash, exec, files, lifecycle, logs, options, policies, ports, process, servers, volumes, watch,
+};
 
 /// Tests of other files, in containers.
 pub const SHARED: &[Test] = &tests_in_containers! {
@@ -47,6 +49,10 @@ pub const SHARED: &[Test] = &tests_in_containers! {
         crash::a_killed_supervisor_takes_its_sandbox_along_and_no_other,
         crash::a_killed_vmm_ends_its_sandbox,
         watch::what_happens_is_told_and_what_runs_is_shown,
+        exec::a_command_in_a_running_sandbox_finds_what_its_first_process_finds,
+        exec::many_commands_leave_nothing_behind,
+        exec::a_lot_goes_through_exec_and_logs_and_no_process_grows,
+        exec::the_health_the_ports_and_the_volumes_of_an_image_are_honoured,
         files::files_go_in_and_out_of_a_sandbox_that_runs_or_not,
         options::options_of_run_do_what_they_say,
         policies::a_process_is_started_again_as_its_policy_says,

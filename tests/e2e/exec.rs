@@ -40,7 +40,7 @@ fn wanted(variable: &str) -> Option<usize> {
     env::var(variable).ok()?.parse().ok()
 }
 
-fn a_command_in_a_running_sandbox_finds_what_its_first_process_finds() {
+pub(crate) fn a_command_in_a_running_sandbox_finds_what_its_first_process_finds() {
     let brig = Brig::new();
     let first = "echo $A $HOSTNAME > /about; hostname >> /about; pwd >> /about; readlink /proc/self/ns/mnt >> /about; \
                  echo up; exec sleep 100000";
@@ -155,7 +155,7 @@ fn a_command_in_a_running_sandbox_finds_what_its_first_process_finds() {
     brig.assert_nothing_left();
 }
 
-fn a_lot_goes_through_exec_and_logs_and_no_process_grows() {
+pub(crate) fn a_lot_goes_through_exec_and_logs_and_no_process_grows() {
     let brig = Brig::new();
     // Lines of 64 bytes, none like another.
     let (through_exec, logged) = stream_mib();
@@ -235,7 +235,7 @@ fn assert_small(before: &[Footprint], after: &[Footprint]) {
     }
 }
 
-fn many_commands_leave_nothing_behind() {
+pub(crate) fn many_commands_leave_nothing_behind() {
     let brig = Brig::new();
     let id = brig.ok(&[
         "run", "-d", "--rm", "--name", "many", "busybox", "sleep", "100000",
@@ -285,7 +285,7 @@ fn many_commands_leave_nothing_behind() {
     brig.assert_nothing_left();
 }
 
-fn the_health_the_ports_and_the_volumes_of_an_image_are_honoured() {
+pub(crate) fn the_health_the_ports_and_the_volumes_of_an_image_are_honoured() {
     let brig = Brig::new();
     let config = serde_json::json!({
         "Cmd": ["sh", "-c", "touch /ok; ls -d /data/deep; httpd -f -p 80 -h /"],
