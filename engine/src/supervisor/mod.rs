@@ -241,8 +241,10 @@ async fn supervise(paths: &Paths, id: &SandboxId, likely: Likely, starter: UnixS
         Likely::Vm(_) => Ahead::new(host),
         Likely::Cell => Ahead::with_cell(host),
     };
-    if let Likely::Vm(Some(shape)) = likely {
-        host.map(paths, shape).await;
+    if let Likely::Vm(shape) = likely {
+        if let Some(shape) = shape {
+            host.map(paths, shape).await;
+        }
         // Once a host, and while the answer can still be written down. Whatever goes wrong is left for the start.
         if kvm::remembered(paths).is_none() {
             let _ = Kvm::open(paths, host).await;
