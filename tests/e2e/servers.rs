@@ -213,7 +213,7 @@ pub(crate) fn postgres_lets_psql_in_with_the_password_and_keeps_every_committed_
     brig.ok(&["rm", "-f", "postgres"]);
     run("heir");
     keeps("heir", rows);
-    brig.ok(&["rm", "-f", "heir"]);
+    stop(&brig, "heir");
     brig.ok(&["volume", "rm", "cluster"]);
     brig.assert_nothing_left();
 }
