@@ -157,7 +157,7 @@ pub struct RestoreConfig {
     pub state: FdIndex,
     /// As [`BootConfig::console`].
     pub console: FdIndex,
-    /// As many as the saved guest had, each as writable as it was there.
+    /// As many as the saved guest had. One that is not writable may be where it had a writable one: what it writes fails.
     pub disks: Vec<DiskConfig>,
     /// How fast they are.
     pub io: IoLimits,

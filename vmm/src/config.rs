@@ -21,6 +21,7 @@ use rustix::fs::{OFlags, SeekFrom, fcntl_getfl, fcntl_setfl, seek};
 use crate::{
     devices::virtio::block::{Disk, disk::SECTOR_BYTES},
     layout::VIRTIO_DEVICES_MAX,
+    snapshot::DiskState,
 };
 
 /// Most disks of a guest: vsock and entropy have a slot each, and one is kept for a balloon.
@@ -155,8 +156,8 @@ pub struct RestoredMachineConfig {
 pub struct Slot {
     /// The disk in it.
     pub disk: Disk,
-    /// Bytes that the guest is told it has.
-    pub shown_bytes: u64,
+    /// What the guest is told of it.
+    pub shown: DiskState,
 }
 
 /// The descriptors of a message, each to be taken once.
@@ -304,7 +305,11 @@ fn slot(config: &DiskConfig, files: Vec<File>) -> Result<Slot, DiskError> {
     if !shown_bytes.is_multiple_of(SECTOR_BYTES) || i64::try_from(shown_bytes).is_err() {
         return Err(DiskError::ShownBytes(shown_bytes));
     }
-    Ok(Slot { disk, shown_bytes })
+    let shown = DiskState {
+        shown_bytes,
+        writable: disk.is_writable(),
+    };
+    Ok(Slot { disk, shown })
 }
 
 fn disk(config: &DiskConfig, files: Vec<File>) -> Result<Disk, DiskError> {

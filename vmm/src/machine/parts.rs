@@ -57,14 +57,11 @@ impl Devices {
         let throttle = Throttle::new(io);
         let mut disk_loop = EventLoop::new()?;
         let mut states = Vec::with_capacity(disks.len());
-        for Slot { disk, shown_bytes } in disks {
-            states.push(DiskState {
-                shown_bytes,
-                writable: disk.is_writable(),
-            });
+        for Slot { disk, shown } in disks {
+            states.push(shown);
             attacher.attach(
                 Arc::new(Mutex::new(
-                    Block::showing(disk, shown_bytes).throttled(throttle.clone()),
+                    Block::showing(disk, shown).throttled(throttle.clone()),
                 )),
                 &mut disk_loop,
             )?;

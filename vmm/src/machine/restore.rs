@@ -158,14 +158,11 @@ fn check(state: &MachineState, config: &RestoredMachineConfig) -> Result<(), Mac
     if vcpus == 0 || vcpus > usize::from(VCPUS_MAX) {
         return Err(RestoreError::Vcpus(vcpus).into());
     }
-    let writable = config.disks.iter().map(|slot| slot.disk.is_writable());
-    if !writable.eq(state.disks.iter().map(|disk| disk.writable))
-        || config
-            .disks
-            .iter()
-            .zip(&state.disks)
-            .any(|(slot, saved)| slot.disk.bytes() > saved.shown_bytes)
-    {
+    // One that cannot be written to may be in a slot of the other kind: what the guest writes then fails.
+    let fits = |(slot, saved): (&Slot, &DiskState)| {
+        slot.disk.is_writable() <= saved.writable && slot.disk.bytes() <= saved.shown_bytes
+    };
+    if config.disks.len() != state.disks.len() || !config.disks.iter().zip(&state.disks).all(fits) {
         return Err(RestoreError::Disks.into());
     }
     let here = guest_cpuid(&config.kvm, vcpus as u8, config.kind)?;
@@ -223,7 +220,7 @@ fn slots(disks: Vec<Slot>, saved: &[DiskState]) -> Vec<Slot> {
         .zip(saved)
         .map(|(slot, saved)| Slot {
             disk: slot.disk,
-            shown_bytes: saved.shown_bytes,
+            shown: *saved,
         })
         .collect()
 }

@@ -13,8 +13,9 @@ use super::{
     request::{RANGE_SECTORS_MAX, RANGES_MAX, Request},
     throttle::Throttle,
 };
-use crate::devices::virtio::{
-    Activation, F_COMMON, VirtioDevice, chain::Chain, next_chain, read_config_bytes,
+use crate::{
+    devices::virtio::{Activation, F_COMMON, VirtioDevice, chain::Chain, next_chain, read_config_bytes},
+    snapshot::DiskState,
 };
 
 const DEVICE_TYPE: u32 = 2;
@@ -31,8 +32,8 @@ const CONFIG_BYTES: usize = 60;
 #[derive(Debug)]
 pub struct Block {
     disk: Disk,
-    /// What the guest is told of its size.
-    shown_bytes: u64,
+    /// What the guest is told of it.
+    shown: DiskState,
     throttle: Option<Throttle>,
     /// When the queue is to be looked into again: its next request is above what the guest may do.
     put_off: Option<Instant>,
@@ -42,16 +43,20 @@ pub struct Block {
 impl Block {
     /// A device for `disk`.
     pub fn new(disk: Disk) -> Self {
-        let bytes = disk.bytes();
-        Self::showing(disk, bytes)
+        let shown = DiskState {
+            shown_bytes: disk.bytes(),
+            writable: disk.is_writable(),
+        };
+        Self::showing(disk, shown)
     }
 
-    /// A device for `disk`, which the guest is told has `shown_bytes`: more than it has for a slot whose disk may be
-    /// replaced by a larger one while the guest is saved.
-    pub fn showing(disk: Disk, shown_bytes: u64) -> Self {
+    /// A device for `disk`, of which the guest is told what `shown` says: more bytes than it has for a slot whose disk may be
+    /// replaced by a larger one while the guest is saved, and that it can be written to for a slot that may get either kind.
+    /// What the disk cannot do fails.
+    pub fn showing(disk: Disk, shown: DiskState) -> Self {
         Self {
             disk,
-            shown_bytes,
+            shown,
             throttle: None,
             put_off: None,
             active: None,
@@ -69,9 +74,9 @@ impl Block {
         let mut config = [0; CONFIG_BYTES];
         let mut put =
             |offset: usize, value: &[u8]| config[offset..offset + value.len()].copy_from_slice(value);
-        put(0, &(self.shown_bytes / SECTOR_BYTES).to_le_bytes());
+        put(0, &(self.shown.shown_bytes / SECTOR_BYTES).to_le_bytes());
         put(12, &SEGMENTS_MAX.to_le_bytes());
-        if self.disk.is_writable() {
+        if self.shown.writable {
             let alignment = (SEGMENT_ALIGNMENT / SECTOR_BYTES) as u32;
             put(36, &RANGE_SECTORS_MAX.to_le_bytes()); // max_discard_sectors
             put(40, &RANGES_MAX.to_le_bytes()); // max_discard_seg
@@ -90,7 +95,7 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let specific = if self.disk.is_writable() {
+        let specific = if self.shown.writable {
             1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
         } else {
             1 << VIRTIO_BLK_F_RO
@@ -262,6 +267,34 @@ mod tests {
         let chain = [(HEADER, 16, 0), (DATA, 16, 0), (STATUS, 1, WRITE)];
         assert_eq!(run(&mut device, &memory, [11, 0], &chain), (1, UNSUPPORTED));
         assert_ne!(device.features() & 1 << VIRTIO_BLK_F_RO, 0);
+    }
+
+    /// The same, of a disk in a slot that the guest was told it may write to.
+    #[test]
+    fn a_read_only_disk_in_a_writable_slot_is_not_written_to() {
+        let memory = memory::create(1 << 20).unwrap();
+        let backing = file(&[3; 4096]);
+        let disk = Disk::read_only(vec![(backing.try_clone().unwrap(), 4096)]).unwrap();
+        let shown = DiskState {
+            shown_bytes: 1 << 30,
+            writable: true,
+        };
+        let mut device = Block::showing(disk, shown);
+        assert_eq!(device.features() & 1 << VIRTIO_BLK_F_RO, 0);
+        let chain = [(HEADER, 16, 0), (DATA, 512, 0), (STATUS, 1, WRITE)];
+        assert_eq!(run(&mut device, &memory, [OUT, 0], &chain), (1, IOERR));
+        memory.write_obj([0u64, 8], GuestAddress(DATA)).unwrap();
+        for request in [11, 13] {
+            let chain = [(HEADER, 16, 0), (DATA, 16, 0), (STATUS, 1, WRITE)];
+            assert_ne!(run(&mut device, &memory, [request, 0], &chain), (1, OK));
+        }
+        let chain = [(HEADER, 16, 0), (STATUS, 1, WRITE)];
+        assert_eq!(run(&mut device, &memory, [4, 0], &chain), (1, OK));
+        let chain = [(HEADER, 16, 0), (DATA, 512, WRITE), (STATUS, 1, WRITE)];
+        assert_eq!(run(&mut device, &memory, [IN, 0], &chain), (513, OK));
+        let mut left = [0; 4096];
+        std::os::unix::fs::FileExt::read_exact_at(&backing, &mut left, 0).unwrap();
+        assert!(left == [3; 4096]);
     }
 
     #[test]
