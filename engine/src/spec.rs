@@ -16,8 +16,9 @@ use crate::{
     cell::HostIds,
     control::ExecRequest,
     id::ID_DIGITS,
-    options::{ExtraHost, HostOptions, Ulimit},
+    options::{ExtraHost, HostOptions, Ulimit, mount::is_kernels},
     sandbox::Config,
+    snapshot::Layout,
     volume::DATA,
 };
 
@@ -57,8 +58,8 @@ pub const USED_DISK: u8 = 2;
 /// What Docker sets for a process with a terminal when nobody says what kind it is.
 const TERMINAL: &str = "TERM=xterm";
 
-/// The spec of `config`, its writable layer on the guest's disk `writable`. Its terminal, if it has one, is of this size.
-pub fn sandbox_spec(config: &Config, writable: u8, size: Option<WindowSize>) -> SandboxSpec {
+/// The spec of `config` in a guest whose disks are so. Its terminal, if it has one, is of this size.
+pub fn sandbox_spec(config: &Config, layout: Layout, size: Option<WindowSize>) -> SandboxSpec {
     let options = &config.options;
     let mut spec = SandboxSpec {
         id: config.id.to_string(),
@@ -66,7 +67,7 @@ pub fn sandbox_spec(config: &Config, writable: u8, size: Option<WindowSize>) -> 
         files: files_with(config.id.as_str(), &config.hostname, options),
         mounts: SandboxSpec::default_mounts(options.shm_bytes.unwrap_or(SHM_BYTES)),
         extras: Extras {
-            mounts: user_mounts(config),
+            mounts: user_mounts(config, layout),
             sysctls: options
                 .sysctls
                 .iter()
@@ -80,7 +81,12 @@ pub fn sandbox_spec(config: &Config, writable: u8, size: Option<WindowSize>) -> 
                 .map(|device| device.inside.clone())
                 .collect(),
         },
-        directories: config.volumes.clone(),
+        directories: config
+            .volumes
+            .iter()
+            .filter(|path| !is_kernels(path) && !config.mounts.iter().any(|mount| mount.target == **path))
+            .cloned()
+            .collect(),
         cgroup: CgroupSpec {
             cpu_quota_us: config.cpus.quota_us(),
             pids_max: config.limits.pids.unwrap_or(0),
@@ -96,7 +102,7 @@ pub fn sandbox_spec(config: &Config, writable: u8, size: Option<WindowSize>) -> 
             init: options.init,
             ..process_of(options)
         },
-        ..model_spec(writable)
+        ..model_spec(layout.writable())
     };
     if options.privileged {
         spec.masked_paths.clear();
@@ -108,12 +114,11 @@ pub fn sandbox_spec(config: &Config, writable: u8, size: Option<WindowSize>) -> 
     spec
 }
 
-/// Filesystems in memory and volumes, those before others that these lie in. In a guest that has volumes they are the disks after the
-/// writable one.
-fn user_mounts(config: &Config) -> Vec<UserMount> {
+/// Filesystems in memory and volumes, those before others that these lie in.
+fn user_mounts(config: &Config, layout: Layout) -> Vec<UserMount> {
     let source = |index: usize| match config.isolation {
         Isolation::Vm => VolumeSource::Disk {
-            disk: FRESH_DISK + 1 + index as u8,
+            disk: layout.first_volume() + index as u8,
             directory: DATA.to_owned(),
         },
         Isolation::Container => VolumeSource::Host(index as u8),
@@ -161,7 +166,7 @@ fn process_of(options: &HostOptions) -> ProcessSpec {
 
 /// The spec of `config` for a cell with these ids. What it is limited to, its cgroup is outside.
 pub fn cell_spec(config: &Config, ids: &HostIds, size: Option<WindowSize>) -> SandboxSpec {
-    let mut spec = sandbox_spec(config, FRESH_DISK, size);
+    let mut spec = sandbox_spec(config, Layout::Booted, size);
     spec.root = RootSpec::Cell;
     spec.cgroup = CgroupSpec::default();
     keep_to_limits(&mut spec.process);
@@ -488,7 +493,8 @@ mod tests {
         let mut long = config(SandboxId::random().unwrap(), "x".into());
         long.command = vec![String::new(); (TO_AGENT_BYTES - RESERVED_BYTES) / 5 - 100];
         check(&long).unwrap();
-        let message = brig_protocol::agent::ToAgent::Start(Box::new(sandbox_spec(&long, FRESH_DISK, None)));
+        let message =
+            brig_protocol::agent::ToAgent::Start(Box::new(sandbox_spec(&long, Layout::Fresh, None)));
         brig_protocol::frame::encode(&message, TO_AGENT_BYTES).unwrap();
     }
 
@@ -517,6 +523,9 @@ mod tests {
     fn a_fraction_of_a_cpu_becomes_the_cgroups_quota() {
         let mut half = config(SandboxId::random().unwrap(), "x".into());
         half.cpus = "0.5".parse().unwrap();
-        assert_eq!(sandbox_spec(&half, FRESH_DISK, None).cgroup.cpu_quota_us, 50_000);
+        assert_eq!(
+            sandbox_spec(&half, Layout::Fresh, None).cgroup.cpu_quota_us,
+            50_000
+        );
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     host::Host,
     resources::MemoryMib,
     spec::{FRESH_DISK, USED_DISK},
-    template::{Cache, Found, Ingredients, Shape, dropped_notice},
+    template::{Cache, Found, Ingredients, Shape, dropped_notice, with_volumes},
     vmm::VmmError,
 };
 
@@ -203,7 +203,7 @@ async fn restore(
             let mounted = Disk::whole(mounted, true).map_err(Error::Runtime)?;
             let plan = SavedGuest {
                 saved: template.saved,
-                disks: vec![first.in_slot(), mounted, second.in_slot()],
+                disks: with_volumes(vec![first.in_slot(), mounted, second.in_slot()], Vec::new()),
                 io: IoLimits::default(),
                 streams: Vec::new(),
                 identity: None,

@@ -40,6 +40,9 @@ const DISK_BYTES: u64 = disk::DISK_BYTES;
 /// The directory on the disk that is the volume.
 pub const DATA: &str = "data";
 
+/// Most volumes of a sandbox.
+pub const VOLUMES_MAX: usize = 8;
+
 /// Most bytes of a name, as for files.
 const NAME_BYTES: usize = 200;
 
@@ -54,6 +57,9 @@ pub struct Record {
     pub labels: BTreeMap<String, String>,
     /// Whether a sandbox has made it, without a name that anybody chose.
     pub anonymous: bool,
+    /// Whether a sandbox has been made that has it by its name nevertheless.
+    #[serde(default)]
+    pub shared: bool,
     /// What its files are kept for; none before it is used.
     pub isolation: Option<Isolation>,
 }
@@ -69,6 +75,16 @@ pub struct VolumeMount {
     pub read_only: bool,
     /// Whether a volume that is empty gets what the image has there.
     pub copy: bool,
+}
+
+impl VolumeMount {
+    /// The name of the volume that is mounted.
+    pub fn volume(&self) -> Option<&str> {
+        match &self.source {
+            Source::Volume(name) => Some(name),
+            Source::Anonymous | Source::Host(_) => None,
+        }
+    }
 }
 
 /// What is mounted.
@@ -134,7 +150,7 @@ impl Volumes {
                     made.push(mount.clone());
                     continue;
                 }
-                Source::Volume(name) => self.create(Some(name), BTreeMap::new()),
+                Source::Volume(name) => self.take(name),
                 Source::Anonymous => self.create(None, BTreeMap::new()),
             };
             match record {
@@ -149,6 +165,30 @@ impl Volumes {
             }
         }
         Ok(made)
+    }
+
+    /// The volume of this name, made unless it is there, for a sandbox whose maker knows the name.
+    fn take(&self, name: &str) -> Result<Record, Error> {
+        let record = self.create(Some(name), BTreeMap::new())?;
+        if !record.anonymous || record.shared {
+            return Ok(record);
+        }
+        let _lock = self.lock()?;
+        let record = Record {
+            shared: true,
+            ..self.find(name)?
+        };
+        write_record(&self.path(name).join("volume.json"), &record)?;
+        Ok(record)
+    }
+
+    /// Whether all of `mounts` go with the one sandbox that has them once that is removed with its volumes.
+    pub(crate) fn are_its_own(&self, mounts: &[VolumeMount]) -> bool {
+        let own = |name| {
+            self.find(name)
+                .is_ok_and(|record| record.anonymous && !record.shared)
+        };
+        mounts.iter().all(|mount| mount.volume().is_some_and(own))
     }
 
     /// Removes those of `mounts` that nobody has given a name, but for those that `others` have.
@@ -228,6 +268,7 @@ impl Volumes {
             created: Timestamp::now(),
             labels,
             anonymous,
+            shared: false,
             isolation: None,
         };
         let path = self.path(&name);
@@ -275,8 +316,8 @@ impl Volumes {
         check_isolation(&record, isolation)?;
         let path = self.path(name);
         match isolation {
-            Isolation::Vm if !path.join("disk.ext4").exists() => {
-                disk::make_with(&path.join("disk.ext4"), DISK_BYTES, &[DATA])?;
+            Isolation::Vm if !self.disk(name).exists() => {
+                disk::make_with(&self.disk(name), DISK_BYTES, &[DATA])?;
             }
             Isolation::Container => {
                 let data = path.join(DATA);
@@ -315,12 +356,24 @@ impl Volumes {
         [self.path(name), self.directory().with_extension("lock")]
     }
 
-    /// Opens the disk of a volume for a guest. Only one may write to it, and then nobody else may read it.
+    /// The disk of a volume for guests.
+    pub(crate) fn disk(&self, name: &str) -> PathBuf {
+        self.path(name).join("disk.ext4")
+    }
+
+    /// Opens the disk of a volume for a guest. Only one may write to it, and then nobody else may read it. With `content` it
+    /// becomes a copy of that first.
     ///
     /// # Errors
     /// [`Error::NoSuchVolume`], [`Error::Option`] for one of containers, [`Error::VolumeInUse`].
-    pub fn open(&self, name: &str, user: &Config, read_only: bool) -> Result<Held, Error> {
-        self.settle(name, Isolation::Vm)?;
+    pub fn open(
+        &self,
+        name: &str,
+        user: &Config,
+        read_only: bool,
+        content: Option<&File>,
+    ) -> Result<Held, Error> {
+        check_isolation(&self.find(name)?, Isolation::Vm)?;
         let path = self.path(name).join("use");
         let mut lock = OpenOptions::new()
             .create(true)
@@ -352,7 +405,11 @@ impl Volumes {
             .rewind()
             .and_then(|()| lock.set_len(0))
             .and_then(|()| writeln!(lock, "{}", user.name));
-        let disk = self.path(name).join("disk.ext4");
+        let disk = self.disk(name);
+        if let Some(content) = content {
+            disk::copy_whole(content, &disk)?;
+        }
+        self.settle(name, Isolation::Vm)?;
         let opened = OpenOptions::new().read(true).write(!read_only).open(&disk);
         Ok(Held {
             disk: opened.map_err(Error::file("open", &disk))?,

@@ -59,7 +59,8 @@ pub const SHARED: &[Test] = &tests_in_containers! {
         policies::a_log_rotates_and_is_followed_through_that,
         policies::a_full_disk_stops_the_log_and_nothing_else,
         policies::a_lack_of_memory_is_told,
-        volumes::a_volume_outlives_its_sandboxes;
+        volumes::a_volume_outlives_its_sandboxes,
+        volumes::an_image_has_the_volumes_that_it_wants;
     Need::ContainersAndServer { image: "postgres", client: "psql" } =>
         servers::postgres_lets_psql_in_with_the_password_and_keeps_every_committed_row;
 };

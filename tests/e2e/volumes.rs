@@ -3,6 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use brig_tests::{
+    archive::Image,
     brig::Brig,
     machine::Need,
     suite::{Isolation, in_containers},
@@ -11,7 +12,9 @@ use brig_tests::{
 use serde_json::json;
 
 tests! {
-    Need::Kvm => a_volume_outlives_its_sandboxes;
+    Need::Kvm =>
+        a_volume_outlives_its_sandboxes,
+        an_image_has_the_volumes_that_it_wants;
     Need::Containers => a_directory_of_the_host_is_a_containers;
     Need::KvmAndContainers => a_volume_is_for_one_isolation_and_for_one_guest_at_a_time;
     Need::Nothing => what_is_no_volume_is_refused_in_one_line;
@@ -104,6 +107,56 @@ pub(crate) fn a_volume_outlives_its_sandboxes() {
     brig.assert_nothing_left();
 }
 
+pub(crate) fn an_image_has_the_volumes_that_it_wants() {
+    let brig = Brig::new();
+    // No image has a volume where only the kernel has files.
+    let wanted = json!({ "/data/": {}, "/etc": {}, "/proc/sys": {}, "/sys": {} });
+    let image = Image::of_busybox("keeper", json!({ "Cmd": ["sh"], "Volumes": wanted }));
+    let loaded = brig.run_with_input(&["load"], image.to_oci());
+    assert_eq!(loaded.code, 0, "{loaded:?}");
+    let volumes = || -> Vec<String> {
+        let listed = brig.ok(&["volume", "ls", "-q"]);
+        listed.lines().map(ToOwned::to_owned).collect()
+    };
+    let script = "echo row >/data/row; ls /etc; test -e /proc/sys/kernel/hostname && echo kernel";
+    let seen = brig.ok(&["run", "--name", "kept", "keeper", "sh", "-c", script]);
+    let files = brig.ok(&["run", "--rm", "busybox", "ls", "/etc"]);
+    assert_eq!(seen, format!("{files}kernel\n"));
+    let mounts = brig.inspect("kept", "/Mounts");
+    let targets: Vec<_> = mounts
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|mount| mount["Destination"].as_str().unwrap())
+        .collect();
+    assert_eq!(targets, ["/data/", "/etc"]);
+    assert_eq!(volumes().len(), 2);
+    // They stay when it goes, as with Docker, and are found by their names.
+    brig.ok(&["rm", "kept"]);
+    assert_eq!(volumes().len(), 2);
+    let volume = format!("{}:/data", mounts[0]["Name"].as_str().unwrap());
+    let seen = brig.ok(&["run", "--rm", "-v", &volume, "busybox", "cat", "/data/row"]);
+    assert_eq!(seen, "row\n");
+    brig.ok(&["volume", "prune", "-f"]);
+    assert_eq!(volumes().len(), 0);
+    // What the user mounts there takes their place, and those of a sandbox that is removed by itself go with it.
+    let write = "echo mine >/data/row; echo theirs >/etc/row";
+    brig.ok(&["run", "--rm", "-v", "mine:/data", "keeper", "sh", "-c", write]);
+    assert_eq!(volumes(), ["mine"]);
+    let look = [
+        "--tmpfs",
+        "/etc",
+        "keeper",
+        "sh",
+        "-c",
+        "cat /data/row; ls /etc/row",
+    ];
+    let seen = brig.run(&[&["run", "--rm", "-v", "mine:/data"], &look[..]].concat());
+    assert_eq!((seen.code, seen.stdout.as_str()), (1, "mine\n"));
+    brig.ok(&["volume", "rm", "mine"]);
+    brig.assert_nothing_left();
+}
+
 pub(crate) fn a_directory_of_the_host_is_a_containers() {
     in_containers(|| {
         let brig = Brig::new();
@@ -170,8 +223,22 @@ pub(crate) fn a_volume_is_for_one_isolation_and_for_one_guest_at_a_time() {
         ],
     );
     assert!(message.contains("--isolation vm"), "{message}");
-    let message = brig.fails(1, &["snapshot", "create", "holder", "saved"]);
-    assert!(message.contains("volumes"), "{message}");
+    // What has a volume starts from a template too, and a copy of it gets a volume of its own.
+    assert_eq!(brig.inspect("holder", "/Brig/Origin"), "template");
+    brig.ok(&["snapshot", "create", "holder", "saved"]);
+    brig.ok(&["run", "-d", "--name", "copy", "--snapshot", "saved"]);
+    let add = "echo more >>/data/row; sync; cat /data/row";
+    assert_eq!(brig.ok(&["exec", "copy", "sh", "-c", add]), "row\nmore\n");
+    assert_eq!(brig.ok(&["exec", "holder", "cat", "/data/row"]), "row\n");
+    let name = brig.inspect("copy", "/Mounts/0/Name");
+    assert_ne!(name, "disk");
+    assert_eq!(brig.ok(&["volume", "ls", "-q"]).lines().count(), 2);
+    // It keeps what was written out, as any other.
+    brig.ok(&["rm", "-f", "copy"]);
+    let volume = format!("{}:/data:ro", name.as_str().unwrap());
+    let seen = brig.ok(&["run", "--rm", "-v", &volume, "busybox", "cat", "/data/row"]);
+    assert_eq!(seen, "row\nmore\n");
+    brig.ok(&["snapshot", "rm", "saved"]);
     // Killed at once, and removed: what was written out is there.
     brig.ok(&["rm", "-f", "holder"]);
     assert_eq!(
@@ -212,6 +279,7 @@ pub(crate) fn what_is_no_volume_is_refused_in_one_line() {
         ("vm", &["-v", "data:relative"], "absolute"),
         ("vm", &["-v", "data:/x", "-v", "data:/y"], "one place"),
         ("vm", &["-v", "data:/x", "--tmpfs", "/x/"], "two things"),
+        ("vm", &["-v", "data:/proc/sys"], "the kernel's"),
         ("vm", &["-v", "data:/x:z"], "\"z\""),
         ("vm", &["--mount", "type=what,target=/x"], "what"),
         (

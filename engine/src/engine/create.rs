@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use brig_image_store::{Image, ImageId, Platform, Transport};
+use brig_image_store::{Image, ImageConfig, ImageId, Platform, Transport};
 use jiff::Timestamp;
 
 use crate::{
     Error, Isolation, SandboxId,
     cell::cgroups,
     device_rate::DeviceRates,
-    options::{HostOptions, RestartPolicy, Swap},
+    options::{
+        HostOptions, RestartPolicy, Swap,
+        mount::{check_path, is_kernels},
+    },
     port::{self, PORTS_MAX, PortError, PublishedPort},
     resources::{Cpus, MemoryMib},
     sandbox::{
@@ -19,11 +22,8 @@ use crate::{
     },
     signal::Signal,
     spec,
-    volume::{Source, VolumeMount},
+    volume::{Source, VOLUMES_MAX, VolumeMount},
 };
-
-/// Most volumes of a sandbox: a guest has so many disks beside its own.
-const VOLUMES_MAX: usize = 8;
 
 /// What a user may choose. The default leaves everything to the image and to brig.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -176,7 +176,7 @@ pub(super) fn draft(image: &Image, options: &CreateOptions) -> Result<Draft, Err
             snapshot: None,
             health: HealthConfig::new(said.healthcheck.as_ref(), &said.shell, &options.health)?,
             volumes: said.volumes.clone(),
-            mounts: options.mounts.clone(),
+            mounts: mounts(said, options),
             options: options.options.clone(),
             labels,
         },
@@ -264,6 +264,12 @@ fn check_mounts(options: &CreateOptions) -> Result<(), Error> {
     if let Some([target, _]) = targets.windows(2).find(|pair| pair[0] == pair[1]) {
         return refused(format!("two things are to be mounted on {target}"));
     }
+    if let Some(mount) = options.mounts.iter().find(|mount| is_kernels(&mount.target)) {
+        return refused(format!(
+            "{} is the kernel's: nothing is mounted there",
+            mount.target
+        ));
+    }
     for mount in &options.mounts {
         if let Source::Host(path) = &mount.source {
             let shown = path.display();
@@ -293,6 +299,30 @@ fn check_mounts(options: &CreateOptions) -> Result<(), Error> {
         return refused(format!("a guest can have {name} in one place only"));
     }
     Ok(())
+}
+
+/// What the user mounts, and a volume without a name for each that the image wants where the user mounts nothing. What an
+/// image wants beyond [`VOLUMES_MAX`] is a directory of the writable layer.
+fn mounts(said: &ImageConfig, options: &CreateOptions) -> Vec<VolumeMount> {
+    let same = |a: &str, b: &str| a.trim_end_matches('/') == b.trim_end_matches('/');
+    let mut mounts = options.mounts.clone();
+    for target in &said.volumes {
+        let tmpfs = &options.options.tmpfs;
+        let taken = mounts.iter().any(|mount| same(&mount.target, target))
+            || tmpfs.iter().any(|tmpfs| same(&tmpfs.path, target));
+        // What would be refused of a user is none of an image.
+        let wrong = check_path(target).is_err() || is_kernels(target);
+        if taken || wrong || mounts.len() >= VOLUMES_MAX {
+            continue;
+        }
+        mounts.push(VolumeMount {
+            source: Source::Anonymous,
+            target: target.clone(),
+            read_only: false,
+            copy: true,
+        });
+    }
+    mounts
 }
 
 /// The user's ports, and those of the image when all of them are wanted.

@@ -66,7 +66,7 @@ use crate::{
     supervisor::Likely,
     template::{self, Cache, Ensured, Shape},
     unpack,
-    volume::{self, Source, Volumes},
+    volume::{self, Source, VolumeMount, Volumes},
 };
 
 /// The image that ships with brig.
@@ -217,18 +217,31 @@ impl Engine {
         if draft.isolation() == Isolation::Vm {
             disk::blank(&self.paths)?;
         }
+        let wanted = draft.mounts().to_vec();
+        self.with_volumes(&wanted, |mounts| {
+            draft.set_mounts(mounts.to_vec());
+            let wanted = draft.wanted_name().map(ToOwned::to_owned);
+            let (image_id, image) = (draft.image_id(), draft.image().to_owned());
+            let make = || {
+                let finish = |id, name| draft.finish(id, name);
+                self.registry.create(id, wanted.as_deref(), finish, |_| Ok(()))
+            };
+            // Somebody may have removed it since it was found; from here on the sandbox keeps it.
+            let kept = self.store.keeping(&image_id, make);
+            kept.and_then(|made| made.ok_or(Error::NoSuchImage(image)))
+        })
+    }
+
+    /// Makes the volumes of `mounts`, and what `make` makes of their names. Those without a name that anybody chose go when
+    /// that fails.
+    fn with_volumes<T>(
+        &self,
+        mounts: &[VolumeMount],
+        make: impl FnOnce(&[VolumeMount]) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let volumes = self.volumes();
-        let mounts = volumes.make(draft.mounts())?;
-        draft.set_mounts(mounts.clone());
-        let wanted = draft.wanted_name().map(ToOwned::to_owned);
-        let (image_id, image) = (draft.image_id(), draft.image().to_owned());
-        let make = || {
-            let finish = |id, name| draft.finish(id, name);
-            self.registry.create(id, wanted.as_deref(), finish, |_| Ok(()))
-        };
-        // Somebody may have removed it since it was found; from here on the sandbox keeps it.
-        let kept = self.store.keeping(&image_id, make);
-        let made = kept.and_then(|made| made.ok_or(Error::NoSuchImage(image)));
+        let mounts = volumes.make(mounts)?;
+        let made = make(&mounts);
         if made.is_err() {
             volumes.forget_anonymous(&mounts, &[]);
         }

@@ -1,6 +1,6 @@
 //! Saving running sandboxes, and making new ones that go on from there.
 
-use std::{collections::BTreeMap, fs::File, path::Path};
+use std::{collections::BTreeMap, fs::File, os::unix::fs::MetadataExt, path::Path};
 
 use brig_image_store::Image;
 use jiff::Timestamp;
@@ -16,12 +16,10 @@ use crate::{
     port::PublishedPort,
     sandbox::{Config, Sandbox},
     signal::Signal,
-    snapshot::{
-        self, FileRecord, Record, Snapshots, Workspace, sparse,
-        store::{DISK, MEMORY, STATE},
-    },
+    snapshot::{self, FileRecord, Part, Record, Snapshots, Workspace, sparse},
     spec,
     template::key::Platform,
+    volume::{Source, VolumeMount},
 };
 
 /// What a user may choose of a sandbox that goes on from a snapshot. Everything else is the saved sandbox's.
@@ -93,12 +91,6 @@ impl Engine {
             return Err(Error::NotRunning(reference.to_owned()));
         }
         needs_vm(&sandbox, reference, "saved")?;
-        if !sandbox.config.mounts.is_empty() {
-            return Err(Error::Save {
-                name: reference.to_owned(),
-                reason: "it has volumes, which another sandbox cannot have at the same time".to_owned(),
-            });
-        }
         let failed = |reason: String| Error::Save {
             name: reference.to_owned(),
             reason,
@@ -125,9 +117,14 @@ impl Engine {
             return Ok(());
         };
         let free = space.f_bavail.saturating_mul(space.f_frsize);
-        let disk = self.registry.directory(sandbox.id()).disk();
-        let disk = std::fs::metadata(disk).map_or(0, |m| std::os::unix::fs::MetadataExt::blocks(&m) * 512);
-        let wanted = sandbox.config.memory.bytes().saturating_add(disk);
+        let volumes = sandbox.config.mounts.iter().filter_map(VolumeMount::volume);
+        let disks = volumes
+            .map(|name| self.volumes().disk(name))
+            .chain([self.registry.directory(sandbox.id()).disk()]);
+        let on_disk = |path| std::fs::metadata(path).map_or(0, |m| MetadataExt::blocks(&m) * 512);
+        let wanted = disks.fold(sandbox.config.memory.bytes(), |sum, path| {
+            sum.saturating_add(on_disk(path))
+        });
         if free < wanted {
             return Err(format!(
                 "{} has {} MiB left and it may take {}: make room",
@@ -163,15 +160,21 @@ impl Engine {
     ) -> Result<Config, Error> {
         let saved = self.snapshots().record(name)?.config;
         saved.memory.check_host()?;
-        let make = |id, sandbox_name| go_on_config(&saved, name, options, id, sandbox_name);
-        spec::check(&make(id.clone(), String::new()))?;
+        let make = |mounts, id, sandbox_name| Config {
+            mounts,
+            ..go_on_config(&saved, name, options, id, sandbox_name)
+        };
+        spec::check(&make(Vec::new(), id.clone(), String::new()))?;
         let image = self.image_of_snapshot(name)?;
-        self.store
-            .keeping(&image.id, || {
-                self.registry
-                    .create(id, options.name.as_deref(), make, |_| Ok(()))
-            })?
-            .ok_or_else(|| Error::NoSuchImage(saved.image.clone()))
+        self.with_volumes(&volumes_of_copy(&saved.mounts), |mounts| {
+            let make = |id, name| make(mounts.to_vec(), id, name);
+            self.store
+                .keeping(&image.id, || {
+                    self.registry
+                        .create(id, options.name.as_deref(), make, |_| Ok(()))
+                })?
+                .ok_or_else(|| Error::NoSuchImage(saved.image.clone()))
+        })
     }
 }
 
@@ -219,6 +222,15 @@ fn go_on_config(
     }
 }
 
+/// Those of a copy: each is a volume without a name, with what the saved sandbox's had in it.
+fn volumes_of_copy(saved: &[VolumeMount]) -> Vec<VolumeMount> {
+    let copy = |mount: &VolumeMount| VolumeMount {
+        source: Source::Anonymous,
+        ..mount.clone()
+    };
+    saved.iter().map(copy).collect()
+}
+
 /// Writes down what has been saved.
 async fn finish(
     workspace: Workspace,
@@ -228,8 +240,11 @@ async fn finish(
     digests: bool,
 ) -> Result<Workspace, Error> {
     let make = move || {
-        let file = |name| describe(&workspace.path().join(name), digests);
+        let file = |part: Part| describe(&workspace.path().join(part.name()), digests);
+        let volumes = (0..).zip(&config.mounts);
+        let volumes = volumes.map(|(index, _)| file(Part::Volume(index)));
         let record = Record {
+            volumes: volumes.collect::<Result<_, _>>()?,
             version: snapshot::VERSION,
             created: Timestamp::now(),
             imported: false,
@@ -241,9 +256,9 @@ async fn finish(
             kernel: saved.kernel,
             image_bytes: saved.image_bytes,
             platform,
-            memory: file(MEMORY)?,
-            state: file(STATE)?,
-            disk: file(DISK)?,
+            memory: file(Part::Memory)?,
+            state: file(Part::State)?,
+            disk: file(Part::Disk)?,
         };
         workspace.finish(&record)?;
         Ok(workspace)

@@ -47,6 +47,16 @@ pub fn check_path(path: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether a path, which [`check_path`] has let pass, is in a filesystem by which the kernel tells and is told things, or is the
+/// directory of the devices. What an empty volume would be filled with there is no image's.
+pub fn is_kernels(path: &str) -> bool {
+    let mut parts = path.split('/').filter(|part| !part.is_empty() && *part != ".");
+    matches!(
+        (parts.next(), parts.next()),
+        (Some("proc" | "sys"), _) | (Some("dev"), None)
+    )
+}
+
 /// A filesystem in memory, `/run:size=64m,exec`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tmpfs {
@@ -181,6 +191,16 @@ mod tests {
             "/run:lowerdir=/x",
         ] {
             assert!(wrong.parse::<Tmpfs>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_kernels_filesystems_are_known_however_they_are_written() {
+        for path in ["/proc", "//proc/", "/proc/1/root", "/./sys/fs/cgroup", "/dev/"] {
+            assert!(check_path(path).is_ok() && is_kernels(path), "{path}");
+        }
+        for path in ["/process", "/var/proc", "/dev/shm", "/data/sys"] {
+            assert!(!is_kernels(path), "{path}");
         }
     }
 

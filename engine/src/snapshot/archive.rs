@@ -1,4 +1,4 @@
-//! A snapshot as one tar: `snapshot.json`, then `memory`, `state` and `disk` as sparse files (GNU tar's pax format 1.0,
+//! A snapshot as one tar: `snapshot.json`, then `memory`, `state`, `disk` and the volumes as sparse files (GNU tar's pax format 1.0,
 //! which GNU tar and bsdtar extract). The image is not in it.
 //!
 //! An archive is untrusted. Its entries are known by name, each comes once, what they may be long is checked before they
@@ -17,7 +17,7 @@ use brig_image_store::tar::{
 
 use super::{
     FileRecord, RECORD_BYTES, Record, Snapshots, sparse,
-    store::{DISK, MEMORY, RECORD, STATE, parse_record},
+    store::{RECORD, parse_record},
 };
 use crate::{Error, files};
 
@@ -39,12 +39,9 @@ pub fn export(snapshots: &Snapshots, name: &str, output: &mut impl Write) -> Res
         begin(output, RECORD, Type::File(text.len() as u64))?;
         output.write_all(&text)?;
         output.write_all(write::padding(text.len() as u64))?;
-        for (name, file) in [
-            (MEMORY, &snapshot.saved.memory),
-            (STATE, &snapshot.saved.state),
-            (DISK, &snapshot.disk),
-        ] {
-            write_sparse(output, name, file)?;
+        let files = [&snapshot.saved.memory, &snapshot.saved.state, &snapshot.disk];
+        for ((part, _), file) in record.files().zip(files.into_iter().chain(&snapshot.volumes)) {
+            write_sparse(output, &part.name(), file)?;
         }
         output.write_all(&write::END)?;
         output.flush()
@@ -100,14 +97,10 @@ pub fn import(snapshots: &Snapshots, name: &str, input: impl BufRead) -> Result<
     let workspace = snapshots.workspace()?;
     let mut reader = Reader::new(input);
     let mut record = read_record(&mut reader)?;
-    for (name, wanted) in [
-        (MEMORY, &record.memory),
-        (STATE, &record.state),
-        (DISK, &record.disk),
-    ] {
-        let path = workspace.path().join(name);
+    for (part, wanted) in record.files() {
+        let path = workspace.path().join(part.name());
         let file = files::make(&path)?;
-        read_file(&mut reader, name, wanted, &file)?;
+        read_file(&mut reader, &part.name(), wanted, &file)?;
         drop(file);
         files::seal(&path)?;
     }

@@ -22,8 +22,15 @@ use brig_protocol::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use self::store::{Snapshot, Snapshots, Workspace};
-use crate::{disk::DISK_BYTES, sandbox::Config, spec, template::key::Platform};
+pub use self::store::{Part, Snapshot, Snapshots, Workspace};
+use crate::{
+    Isolation,
+    disk::DISK_BYTES,
+    sandbox::Config,
+    spec::{self, FRESH_DISK, USED_DISK},
+    template::{VOLUME_SLOTS, key::Platform},
+    volume::VOLUMES_MAX,
+};
 
 /// Version of `snapshot.json`.
 pub const VERSION: u32 = 1;
@@ -41,13 +48,39 @@ const MEMORY_SLACK_BYTES: u64 = 4 << 30;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Layout {
-    /// It booted: the image and the sandbox's disk.
+    /// It booted: the image, the sandbox's disk, its volumes.
     Booted,
-    /// From a template, at the sandbox's first start: the image in a slot, the sandbox's disk, an empty slot.
+    /// From a template, at the sandbox's first start: the image in a slot, the sandbox's disk, an empty slot, slots for volumes.
     Fresh,
     /// From a template, at a later start: the image in a slot, a copy of the template's disk, the sandbox's disk in a
-    /// slot.
+    /// slot, slots for volumes.
     Used,
+}
+
+impl Layout {
+    /// The number of the sandbox's own disk.
+    pub fn writable(self) -> u8 {
+        match self {
+            Self::Booted | Self::Fresh => FRESH_DISK,
+            Self::Used => USED_DISK,
+        }
+    }
+
+    /// The number of its first volume's.
+    pub fn first_volume(self) -> u8 {
+        match self {
+            Self::Booted => FRESH_DISK + 1,
+            Self::Fresh | Self::Used => USED_DISK + 1,
+        }
+    }
+
+    /// Most volumes in such a guest.
+    pub fn volumes_max(self) -> usize {
+        match self {
+            Self::Booted => VOLUMES_MAX,
+            Self::Fresh | Self::Used => VOLUME_SLOTS,
+        }
+    }
 }
 
 /// One of a snapshot's files.
@@ -84,6 +117,9 @@ pub struct Record {
     pub state: FileRecord,
     /// The sandbox's disk.
     pub disk: FileRecord,
+    /// Its volumes' disks, in the order of the configuration's mounts.
+    #[serde(default)]
+    pub volumes: Vec<FileRecord>,
 }
 
 impl Record {
@@ -105,20 +141,36 @@ impl Record {
             ));
         }
         spec::check(&self.config).map_err(|e| format!("has a wrong configuration: {e}"))?;
-        let limits = [
-            (
-                "memory",
-                &self.memory,
-                self.config.memory.bytes() + MEMORY_SLACK_BYTES,
-            ),
-            ("state", &self.state, STATE_BYTES),
-            ("disk", &self.disk, DISK_BYTES),
-        ];
-        for (name, file, limit) in limits {
+        if self.config.isolation != Isolation::Vm {
+            return Err("is of a sandbox without a guest".into());
+        }
+        let (volumes, mounts) = (self.volumes.len(), self.config.mounts.len());
+        if volumes != mounts || volumes > self.layout.volumes_max() {
+            return Err(format!("has {volumes} volumes for {mounts} mounts"));
+        }
+        for (part, file) in self.files() {
+            let limit = match part {
+                Part::Memory => self.config.memory.bytes() + MEMORY_SLACK_BYTES,
+                Part::State => STATE_BYTES,
+                Part::Disk => self.config.options.storage_bytes.unwrap_or(DISK_BYTES),
+                Part::Volume(_) => DISK_BYTES,
+            };
             if !(1..=limit).contains(&file.bytes) {
-                return Err(format!("has {} bytes of {name}", file.bytes));
+                return Err(format!("has {} bytes of {}", file.bytes, part.name()));
             }
         }
         Ok(())
+    }
+
+    /// Its files, in the order in which they are in an archive.
+    pub fn files(&self) -> impl Iterator<Item = (Part, &FileRecord)> {
+        let volumes = (0..).zip(&self.volumes);
+        [
+            (Part::Memory, &self.memory),
+            (Part::State, &self.state),
+            (Part::Disk, &self.disk),
+        ]
+        .into_iter()
+        .chain(volumes.map(|(index, file)| (Part::Volume(index), file)))
     }
 }

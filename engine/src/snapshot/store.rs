@@ -1,5 +1,5 @@
-//! Snapshots on disk: `snapshots/NAME/` with `memory`, `state` and `disk` as in a template, and `snapshot.json`
-//! ([`Record`]). A snapshot appears and goes by a rename. One that is being made, or that is there for a moment only, has
+//! Snapshots on disk: `snapshots/NAME/` with `memory`, `state` and `disk` as in a template, `volume0` and so on, and
+//! `snapshot.json` ([`Record`]). A snapshot appears and goes by a rename. One that is being made, or that is there for a moment only, has
 //! a hidden name, and is locked by its maker for as long as it lives.
 
 use std::{
@@ -13,7 +13,7 @@ use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-use super::{RECORD_BYTES, Record};
+use super::{FileRecord, RECORD_BYTES, Record};
 use crate::{
     Error, Paths, files,
     guest::Saved,
@@ -44,6 +44,8 @@ pub struct Snapshot {
     pub saved: Saved,
     /// The sandbox's disk, to be copied.
     pub disk: File,
+    /// Its volumes' disks, likewise.
+    pub volumes: Vec<File>,
 }
 
 /// A snapshot as `brig snapshot ls` shows it.
@@ -90,7 +92,7 @@ impl Workspace {
     }
 }
 
-/// A file of a snapshot that a supervisor makes.
+/// A file of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Part {
     /// The guest's memory.
@@ -99,14 +101,18 @@ pub enum Part {
     State,
     /// The sandbox's disk.
     Disk,
+    /// The disk of a volume, by its place among the mounts.
+    Volume(u8),
 }
 
 impl Part {
-    fn name(self) -> &'static str {
+    /// Its name in a snapshot's directory and in an archive.
+    pub fn name(self) -> String {
         match self {
-            Self::Memory => MEMORY,
-            Self::State => STATE,
-            Self::Disk => DISK,
+            Self::Memory => MEMORY.to_owned(),
+            Self::State => STATE.to_owned(),
+            Self::Disk => DISK.to_owned(),
+            Self::Volume(index) => format!("volume{index}"),
         }
     }
 }
@@ -192,15 +198,20 @@ impl Snapshots {
         let directory = self.open_directory(name)?;
         let open = || {
             let record = read_record(&directory)?;
-            let whole = |name: &str, bytes| files::open_whole(&directory, name, bytes);
+            let whole =
+                |part: Part, file: &FileRecord| files::open_whole(&directory, &part.name(), file.bytes);
+            let volumes = (0..).zip(&record.volumes);
             Ok(Snapshot {
                 saved: Saved {
-                    memory: whole(MEMORY, record.memory.bytes)?,
-                    state: whole(STATE, record.state.bytes)?,
+                    memory: whole(Part::Memory, &record.memory)?,
+                    state: whole(Part::State, &record.state)?,
                     // What a copy touches depends on what it is asked to do.
                     pages: None,
                 },
-                disk: whole(DISK, record.disk.bytes)?,
+                disk: whole(Part::Disk, &record.disk)?,
+                volumes: volumes
+                    .map(|(index, file)| whole(Part::Volume(index), file))
+                    .collect::<Result<_, _>>()?,
                 record,
             })
         };

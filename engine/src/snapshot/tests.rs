@@ -15,11 +15,12 @@ use crate::{
     Error, Paths, SandboxId,
     resources::MemoryMib,
     test_support::{config, paths},
+    volume::{Source, VolumeMount},
 };
 
 const DISK: u64 = 8 << 20;
 
-/// A snapshot named `warm`, with a sparse disk.
+/// A snapshot named `warm`, with a sparse disk and a volume.
 fn make(paths: &Paths) -> Record {
     let snapshots = Snapshots::new(paths);
     let workspace = snapshots.workspace().unwrap();
@@ -39,7 +40,15 @@ fn make(paths: &Paths) -> Record {
         version: VERSION,
         created: Timestamp::UNIX_EPOCH,
         imported: false,
-        config: config(SandboxId::random().unwrap(), "source".into()),
+        config: Config {
+            mounts: vec![VolumeMount {
+                source: Source::Volume("data".into()),
+                target: "/data".into(),
+                read_only: false,
+                copy: true,
+            }],
+            ..config(SandboxId::random().unwrap(), "source".into())
+        },
         layout: Layout::Fresh,
         kernel: "6.12".into(),
         image_bytes: 1,
@@ -47,6 +56,7 @@ fn make(paths: &Paths) -> Record {
         memory: file("memory", 2 << 20, &[(0, b"m"), (1 << 20, &[7; 9000])]),
         state: file("state", 777, &[(0, &[1; 777])]),
         disk: file("disk", DISK, &[(DISK - 5, b"tail")]),
+        volumes: vec![file("volume0", DISK, &[(4096, b"row")])],
     };
     workspace.finish(&record).unwrap();
     snapshots.publish(workspace, "warm").unwrap();
@@ -134,7 +144,7 @@ fn an_export_is_small_and_its_import_is_the_same_and_marked() {
     );
     let disk = fs::metadata(paths.snapshots().join("taken/disk")).unwrap();
     assert!(disk.len() == DISK && disk.blocks() * 512 < 1 << 20);
-    for name in ["memory", "state", "disk"] {
+    for name in ["memory", "state", "disk", "volume0"] {
         let read = |snapshot: &str| fs::read(paths.snapshots().join(snapshot).join(name)).unwrap();
         assert!(read("warm") == read("taken"), "{name}");
     }

@@ -43,6 +43,7 @@ use crate::{
     signal::Signal,
     snapshot::Layout,
     vmm::{Vmm, VmmError},
+    volume::Volumes,
 };
 
 /// How long a process may take to end after SIGKILL before its guest is ended around it. On an emulated KVM taking the
@@ -302,7 +303,7 @@ impl<'a> Life<'a> {
                     Order::Save { workspace, done } => {
                         // Other orders wait: none of them could be carried out now.
                         let to = Workspace { paths: self.paths, host: self.host, name: &workspace };
-                        let saved = save(self.directory, to, guest, disks).await;
+                        let saved = save(self.config, self.directory, to, guest, disks).await;
                         match saved {
                             Ok(answer) => {
                                 let _ = done.send(answer);
@@ -405,7 +406,8 @@ impl<'a> Life<'a> {
                     () = killed(&mut self.orders) => {}
                 }
                 // What it has written is of use to nobody otherwise.
-                if !self.config.auto_remove || !self.config.mounts.is_empty() {
+                let kept = !Volumes::new(&self.paths.root).are_its_own(&self.config.mounts);
+                if !self.config.auto_remove || kept {
                     shut_down(guest, &mut self.orders).await;
                 }
                 guest.vmm.start_kill();

@@ -11,7 +11,7 @@ use crate::{
     disk,
     sandbox::{Config, Directory},
     turns,
-    volume::{Source, Volumes},
+    volume::{VolumeMount, Volumes},
 };
 
 /// Files and directories, and what is done with them.
@@ -35,12 +35,14 @@ impl Needs {
         if config.snapshot.is_none() {
             make_disks(paths, config, directory)?;
         }
+        // At its first start they are copies of what the snapshot has.
+        let goes_on = config.snapshot.is_some() && !directory.disk().exists();
         let volumes = Volumes::new(&paths.root);
-        for mount in &config.mounts {
-            if let Source::Volume(name) = &mount.source {
+        for name in config.mounts.iter().filter_map(VolumeMount::volume) {
+            if !goes_on {
                 volumes.lay_out(name)?;
-                changed.extend(volumes.changed_by_use(name));
             }
+            changed.extend(volumes.changed_by_use(name));
         }
         let snapshot = config.snapshot.as_ref().map(|name| paths.snapshots().join(name));
         let read = [

@@ -16,8 +16,9 @@ use crate::{
     error::{chain, one_line},
     guest::{Failure, Guest},
     host::Host,
-    sandbox::Directory,
-    snapshot::{Layout, Snapshots, store::Part},
+    sandbox::{Config, Directory},
+    snapshot::{Layout, Part, Snapshots},
+    volume::{VolumeMount, Volumes},
 };
 
 /// Most characters of an agent's message that a user sees.
@@ -81,20 +82,21 @@ pub(super) async fn copy_frozen(
     Ok((copied, exit))
 }
 
-/// Saves `guest` and the disk in `directory` to a workspace, and lets the guest go on. What is wrong with
-/// the files is the inner error; the guest goes on then too.
+/// Saves `guest`, the disk in `directory` and the volumes of `config` to a workspace, and lets the guest go on. What is wrong
+/// with the files is the inner error; the guest goes on then too.
 pub(super) async fn save(
+    config: &Config,
     directory: &Directory,
     workspace: Workspace<'_>,
     guest: &mut Guest,
     known: (Layout, u64),
 ) -> Result<Result<SavedSandbox, String>, Failure> {
-    let (memory, state, to) = match prepare(workspace) {
+    let files = match prepare(config, directory, workspace) {
         Ok(files) => files,
         Err(e) => return Ok(Err(chain(&e))),
     };
-    let copied = match guest.save(&memory, &state).await? {
-        Ok(()) => copy_disk(directory.disk(), to).await.map_err(|e| chain(&e)),
+    let copied = match guest.save(&files.memory, &files.state).await? {
+        Ok(()) => copy_disks(files.disks).await.map_err(|e| chain(&e)),
         Err(message) => Err(message),
     };
     if guest.vmm.channel.send(&Command::Resume, &[]).await.is_err() {
@@ -108,12 +110,32 @@ pub(super) async fn save(
     }))
 }
 
-fn prepare(workspace: Workspace<'_>) -> Result<(File, File, File), Error> {
-    Ok((
-        workspace.make(Part::Memory)?,
-        workspace.make(Part::State)?,
-        workspace.make(Part::Disk)?,
-    ))
+/// What a guest is saved to.
+struct Files {
+    memory: File,
+    state: File,
+    /// Each disk, and the file for its copy.
+    disks: Vec<(PathBuf, File)>,
+}
+
+fn prepare(config: &Config, directory: &Directory, workspace: Workspace<'_>) -> Result<Files, Error> {
+    let mut disks = vec![(directory.disk(), workspace.make(Part::Disk)?)];
+    let volumes = Volumes::new(&workspace.paths.root);
+    for (index, name) in (0..).zip(config.mounts.iter().filter_map(VolumeMount::volume)) {
+        disks.push((volumes.disk(name), workspace.make(Part::Volume(index))?));
+    }
+    Ok(Files {
+        memory: workspace.make(Part::Memory)?,
+        state: workspace.make(Part::State)?,
+        disks,
+    })
+}
+
+async fn copy_disks(disks: Vec<(PathBuf, File)>) -> Result<(), Error> {
+    for (from, to) in disks {
+        copy_disk(from, to).await?;
+    }
+    Ok(())
 }
 
 /// In a thread of its own: other connections are served meanwhile.

@@ -25,11 +25,11 @@ use crate::{
     host::Host,
     sandbox::{Config, Directory},
     snapshot::Layout,
-    spec::{FRESH_DISK, USED_DISK, sandbox_spec},
-    template::{Cache, Found, Ingredients, Key, Shape, Template, dropped_notice},
+    spec::sandbox_spec,
+    template::{Cache, Found, Ingredients, Key, Shape, Template, VOLUME_SLOTS, dropped_notice, with_volumes},
     turns,
     vmm::VmmChannel,
-    volume::{Held, Source, VolumeMount, Volumes},
+    volume::{Held, VolumeMount, Volumes},
 };
 
 /// Most characters of an agent's message that a user sees.
@@ -86,14 +86,19 @@ impl Start<'_> {
         }
         let image = self.host.image(self.config)?;
         let image_bytes = image.metadata().map_err(Error::Runtime)?.len();
-        let volumes = self.open_volumes()?;
+        let fresh = !self.directory.disk().exists();
+        let snapshot = match &self.config.snapshot {
+            Some(name) if fresh => Some((name, self.open_snapshot(name)?)),
+            _ => None,
+        };
         // Held until the process runs.
         let _turn = turns::take(self.paths).await;
         let kvm = Kvm::open(self.paths, self.host).await?;
-        let fresh = !self.directory.disk().exists();
-        let (guest, streams, layout) = match &self.config.snapshot {
-            Some(name) if fresh => self.resume(name, &kvm, image, timing).await?,
-            _ => self.restore_or_boot(&kvm, image, fresh, volumes, timing).await?,
+        let (guest, streams, layout) = if let Some((name, (snapshot, volumes))) = snapshot {
+            self.resume(name, snapshot, volumes, &kvm, image, timing).await?
+        } else {
+            let volumes = self.open_volumes(&[])?;
+            self.restore_or_boot(&kvm, image, fresh, volumes, timing).await?
         };
         Ok(Started {
             guest,
@@ -111,19 +116,19 @@ impl Start<'_> {
         volumes: Vec<Held>,
         timing: &mut Timing,
     ) -> Result<(Guest, Streams, Layout), Error> {
-        // The guests of templates have no slots for volumes.
         if !self.cold
-            && volumes.is_empty()
+            && volumes.len() <= VOLUME_SLOTS
             && !self.config.no_template
             && let Some((key, template)) = self.template(kvm)
         {
             let cache = Cache::new(self.paths);
             let image = image.try_clone().map_err(Error::Runtime)?;
-            match self.restore(kvm, image, template, fresh, timing).await {
+            let layout = if fresh { Layout::Fresh } else { Layout::Used };
+            match self.restore(kvm, image, &volumes, template, layout, timing).await {
                 Ok((mut guest, streams)) => {
+                    guest.vmm.keep_volumes(volumes);
                     self.host.template_worked(&cache, &key);
                     guest.record_pages(self.host, &cache, &key).await;
-                    let layout = if fresh { Layout::Fresh } else { Layout::Used };
                     return Ok((guest, streams, layout));
                 }
                 Err(Trouble::Start(e)) => return Err(e),
@@ -172,12 +177,13 @@ impl Start<'_> {
         &self,
         kvm: &Kvm,
         image: File,
+        volumes: &[Held],
         template: Template,
-        fresh: bool,
+        layout: Layout,
         timing: &mut Timing,
     ) -> Result<(Guest, Streams), Trouble> {
         let disks = self
-            .restored_disks(image, &template, fresh)
+            .restored_disks(image, volumes, &template, layout)
             .map_err(Trouble::Start)?;
         let plan = SavedGuest {
             saved: template.saved,
@@ -195,8 +201,7 @@ impl Start<'_> {
                 Error::Vmm(ref vmm) if vmm.is_of_host() => Trouble::Start(e),
                 _ => Trouble::Template(chain(&e)),
             })?;
-        let writable = if fresh { FRESH_DISK } else { USED_DISK };
-        let spec = sandbox_spec(self.config, writable, self.size);
+        let spec = sandbox_spec(self.config, layout, self.size);
         match self.start_process(&mut guest, spec, self.count, timing).await {
             Ok(Ok(streams)) => Ok((guest, streams)),
             Ok(Err(failed)) => {
@@ -217,27 +222,43 @@ impl Start<'_> {
 
     /// The image, the disk that the saved guest has mounted, and the slot for a disk of another content. A sandbox that
     /// starts for the first time gets a copy of the first as its own; the guest of any other gets one that goes with it.
-    fn restored_disks(&self, image: File, template: &Template, fresh: bool) -> Result<Vec<Disk>, Error> {
+    fn restored_disks(
+        &self,
+        image: File,
+        volumes: &[Held],
+        template: &Template,
+        layout: Layout,
+    ) -> Result<Vec<Disk>, Error> {
         let path = self.directory.disk();
-        let (mounted, used) = if fresh {
+        let (mounted, used) = if layout == Layout::Fresh {
             disk::copy_whole(&template.disk, &path)?;
             (open_disk(&path)?, Disk::empty_slot(true))
         } else {
             let throwaway = disk::copy_unnamed(&template.disk, self.directory.path())?;
             (throwaway, whole(open_disk(&path)?, true)?.in_slot())
         };
-        Ok(vec![whole(image, false)?.in_slot(), whole(mounted, true)?, used])
+        let own = vec![whole(image, false)?.in_slot(), whole(mounted, true)?, used];
+        Ok(with_volumes(own, self.volume_disks(volumes)?))
     }
 
-    /// Opens the volumes that the guest gets, in the order of the configuration's.
-    fn open_volumes(&self) -> Result<Vec<Held>, Error> {
+    /// Opens the volumes that the guest gets, in the order of the configuration's; each becomes a copy of the one of `content`
+    /// that is in its place, if there is one.
+    pub(super) fn open_volumes(&self, content: &[File]) -> Result<Vec<Held>, Error> {
         let volumes = Volumes::new(&self.paths.root);
-        let open = |mount: &VolumeMount| match &mount.source {
-            Source::Volume(name) => volumes.open(name, self.config, mount.read_only),
+        let open = |(index, mount): (usize, &VolumeMount)| match mount.volume() {
+            Some(name) => volumes.open(name, self.config, mount.read_only, content.get(index)),
             // They are refused when the sandbox is made.
-            Source::Anonymous | Source::Host(_) => Err(Error::option("--volume", "a guest cannot have it")),
+            None => Err(Error::option("--volume", "a guest cannot have it")),
         };
-        self.config.mounts.iter().map(open).collect()
+        self.config.mounts.iter().enumerate().map(open).collect()
+    }
+
+    /// The block devices of `volumes`, which are those of the configuration.
+    pub(super) fn volume_disks(&self, volumes: &[Held]) -> Result<Vec<Disk>, Error> {
+        let disk = |(held, mount): (&Held, &VolumeMount)| {
+            whole(held.disk.try_clone().map_err(Error::Runtime)?, !mount.read_only)
+        };
+        volumes.iter().zip(&self.config.mounts).map(disk).collect()
     }
 
     async fn boot(
@@ -254,10 +275,7 @@ impl Start<'_> {
             disk::copy_whole(&blank, &path)?;
         }
         let mut disks = vec![whole(image, false)?, whole(open_disk(&path)?, true)?];
-        for (held, mount) in volumes.iter().zip(&self.config.mounts) {
-            let disk = held.disk.try_clone().map_err(Error::Runtime)?;
-            disks.push(whole(disk, !mount.read_only)?);
-        }
+        disks.extend(self.volume_disks(&volumes)?);
         let plan = Plan {
             vcpus: self.config.cpus.vcpus(),
             memory: self.config.memory,
@@ -266,7 +284,7 @@ impl Start<'_> {
         };
         let mut guest = Guest::boot(self.paths, self.host, kvm, plan, self.console()?, timing).await?;
         guest.vmm.keep_volumes(volumes);
-        let spec = sandbox_spec(self.config, FRESH_DISK, self.size);
+        let spec = sandbox_spec(self.config, Layout::Booted, self.size);
         match self.start_process(&mut guest, spec, self.count, timing).await {
             Ok(Ok(streams)) => Ok((guest, streams)),
             Ok(Err(failed)) => {

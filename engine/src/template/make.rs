@@ -11,6 +11,7 @@ use tokio::{task::spawn_blocking, time::timeout};
 use super::{
     Cache, Found, Ingredients, Key, Shape,
     cache::{new_disk, new_files},
+    with_volumes,
 };
 use crate::{
     Error, Paths,
@@ -119,7 +120,10 @@ async fn make(
     let plan = Plan {
         vcpus: ingredients.shape.vcpus,
         memory: ingredients.shape.memory,
-        disks: vec![Disk::empty_slot(false), disk, Disk::empty_slot(true)],
+        disks: with_volumes(
+            vec![Disk::empty_slot(false), disk, Disk::empty_slot(true)],
+            Vec::new(),
+        ),
         io: IoLimits::default(),
     };
     let mut guest = Guest::boot(paths, host, kvm, plan, Console::default(), &mut Timing::default()).await?;

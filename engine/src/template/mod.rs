@@ -7,8 +7,8 @@
 //! | [`cache`] | templates on disk: finding, publishing, listing, dropping and evicting them |
 //! | [`make`] | making one when there is none |
 //!
-//! The saved guest has three disks: an empty slot for an image, the blank disk, mounted, which a sandbox that starts for
-//! the first time gets a copy of, and an empty slot for the disk of a sandbox that ran before.
+//! The saved guest has these disks: an empty slot for an image, the blank disk, mounted, which a sandbox that starts for
+//! the first time gets a copy of, an empty slot for the disk of a sandbox that ran before, and [`VOLUME_SLOTS`] for volumes.
 
 pub mod cache;
 pub mod key;
@@ -24,12 +24,16 @@ pub use self::{
     make::{Ensured, ensure},
 };
 use crate::{
+    guest::Disk,
     resources::{Cpus, MemoryMib},
     sandbox::Config,
 };
 
 /// Part of each template's key: another one whenever what is in a template, or how it is used, changes.
-pub const TEMPLATE_VERSION: u32 = 1;
+pub const TEMPLATE_VERSION: u32 = 2;
+
+/// How many volumes a sandbox may have to start from a template.
+pub const VOLUME_SLOTS: usize = 4;
 
 /// Set to anything but nothing or `0`, guests boot and no template is made or used.
 pub const OFF_VARIABLE: &str = "BRIG_NO_TEMPLATE";
@@ -62,6 +66,19 @@ impl Shape {
         let memory = MemoryMib::DEFAULT.check_host().unwrap_or(MemoryMib::UNPACK);
         Self::new(None, Some(memory))
     }
+}
+
+/// The disks of a guest of a template: its own, and `volumes`, at most [`VOLUME_SLOTS`], in their slots.
+pub(crate) fn with_volumes(mut own: Vec<Disk>, volumes: Vec<Disk>) -> Vec<Disk> {
+    let empty = std::iter::repeat_with(|| Disk::empty_slot(true));
+    own.extend(
+        volumes
+            .into_iter()
+            .map(Disk::in_slot)
+            .chain(empty)
+            .take(VOLUME_SLOTS),
+    );
+    own
 }
 
 /// What a user is told when a template is of no use.

@@ -206,7 +206,7 @@ async fn an_image_is_unpacked_in_a_guest_from_the_template_where_there_is_one() 
             // The disk that the guest has mounted is a copy of the template's.
             let mounted = guest.disks[1].segments[0].file;
             assert_eq!(guest.content(mounted), b"mounted");
-            assert_eq!(guest.disks.len(), 3);
+            assert_eq!(guest.disks.len(), 3 + template::VOLUME_SLOTS);
             obey(guest);
         })
         .await;

@@ -8,9 +8,10 @@ use super::*;
 use crate::{
     control::SavedSandbox,
     guest::Origin,
-    snapshot::{self, FileRecord, Layout, Record, Snapshots, Workspace, sparse, store},
-    template::key::Platform,
+    snapshot::{self, FileRecord, Layout, Part, Record, Snapshots, Workspace, sparse, store},
+    template::{VOLUME_SLOTS, key::Platform},
     test_support::{AtRestore, blank_disk, failed},
+    volume::{Source, VolumeMount, Volumes},
 };
 
 /// A finished snapshot of `config` in a workspace, its disk as long as real ones are not.
@@ -24,11 +25,13 @@ pub(in crate::supervisor) fn saved(paths: &Paths, config: Config, layout: Layout
             digest: Some(sparse::digest(&file).unwrap()),
         }
     };
+    let volumes = (0..).zip(&config.mounts);
+    let volumes = volumes.map(|(index, _)| file(&Part::Volume(index).name(), "saved volume"));
     let record = Record {
         version: snapshot::VERSION,
         created: Timestamp::UNIX_EPOCH,
         imported: false,
-        config,
+        config: config.clone(),
         layout,
         kernel: "6.12-saved".into(),
         image_bytes: 0,
@@ -36,6 +39,7 @@ pub(in crate::supervisor) fn saved(paths: &Paths, config: Config, layout: Layout
         memory: file(store::MEMORY, "memory"),
         state: file(store::STATE, "state"),
         disk: file(store::DISK, "saved disk"),
+        volumes: volumes.collect(),
     };
     workspace.finish(&record).unwrap();
     workspace
@@ -190,7 +194,17 @@ fn a_sandbox_goes_on_from_a_snapshot_with_its_own_name_and_streams() {
         let bench = Bench::with_snapshot(layout, |config| {
             config.hostname = "copy".into();
             config.stdin = true;
+            config.mounts = vec![VolumeMount {
+                source: Source::Volume("data".into()),
+                target: "/data".into(),
+                read_only: false,
+                copy: false,
+            }];
         });
+        let volumes = Volumes::new(&bench.paths.root);
+        volumes
+            .create(Some("data"), std::collections::BTreeMap::new())
+            .unwrap();
         bench.run(
             move |mut guest| {
                 let Command::Restore(config) = guest.began.clone() else {
@@ -199,15 +213,21 @@ fn a_sandbox_goes_on_from_a_snapshot_with_its_own_name_and_streams() {
                 assert_eq!(guest.content(config.memory), b"memory");
                 let shown: Vec<_> = config.disks.iter().map(|disk| disk.shown_bytes).collect();
                 let slot = Some(SLOT_BYTES);
-                let (expected, own) = match layout {
-                    Layout::Booted => (vec![None, None], 1),
-                    Layout::Fresh => (vec![slot, None, slot], 1),
-                    Layout::Used => (vec![slot, None, slot], 2),
+                let mut slots = vec![slot, None, slot];
+                slots.resize(slots.len() + VOLUME_SLOTS, slot);
+                let (expected, own, volume) = match layout {
+                    Layout::Booted => (vec![None, None, None], 1, 2),
+                    Layout::Fresh => (slots, 1, 3),
+                    Layout::Used => (slots, 2, 3),
                 };
                 assert_eq!(shown, expected);
-                let mut disk = String::new();
-                guest.disk(own).read_to_string(&mut disk).unwrap();
-                assert_eq!(disk, "saved disk");
+                let mut content = |number| {
+                    let mut content = String::new();
+                    guest.disk(number).read_to_string(&mut content).unwrap();
+                    content
+                };
+                assert_eq!(content(own), "saved disk");
+                assert_eq!(content(volume), "saved volume");
                 let names: Vec<_> = config.streams[1..].iter().map(|s| s.stream).collect();
                 let process = 0;
                 let wanted = [

@@ -10,7 +10,7 @@ use brig_protocol::{
 use super::*;
 use crate::{
     guest::Origin,
-    template::{Cache, Ingredients, Key, Shape, cache},
+    template::{Cache, Ingredients, Key, Shape, VOLUME_SLOTS, cache},
     test_support::{blank_disk, failed},
 };
 
@@ -88,11 +88,13 @@ fn the_first_start_has_a_copy_of_the_templates_disk_and_the_next_its_own_in_the_
             (guest.content(config.memory), guest.content(config.state)),
             (b"memory".to_vec(), b"state".to_vec())
         );
-        assert_eq!(config.disks.len(), 3);
+        assert_eq!(config.disks.len(), 3 + VOLUME_SLOTS);
         let shown: Vec<_> = config.disks.iter().map(|disk| disk.shown_bytes).collect();
-        assert_eq!(shown, [Some(SLOT_BYTES), None, Some(SLOT_BYTES)]);
+        assert_eq!(shown[..3], [Some(SLOT_BYTES), None, Some(SLOT_BYTES)]);
+        assert!(shown[3..].iter().all(|&bytes| bytes == Some(SLOT_BYTES)));
         let writable: Vec<_> = config.disks.iter().map(|disk| disk.writable).collect();
-        assert_eq!(writable, [false, true, true]);
+        assert_eq!(writable[..3], [false, true, true]);
+        assert!(writable[3..].iter().all(|&writable| writable));
     };
     bench.run(
         move |mut guest| {
