@@ -732,6 +732,9 @@ pub struct Exec {
     /// Give the command every capability
     #[arg(long)]
     pub privileged: bool,
+    /// Print where the time went
+    #[arg(long)]
+    pub timing: bool,
     /// The keys that leave the command running: ctrl-p,ctrl-q otherwise
     #[arg(long, value_name = "KEYS")]
     pub detach_keys: Option<DetachKeys>,

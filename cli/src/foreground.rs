@@ -7,6 +7,7 @@ use std::{
 
 use brig_engine::{
     Engine, Error, SandboxId,
+    clock::monotonic_ns,
     control::{CHUNK_BYTES, Exit, WindowSize},
     engine::{Message, Session, SessionInput},
     signal::Signal,
@@ -61,8 +62,13 @@ pub struct Stay {
 pub enum Ending {
     /// The sandbox did.
     Exited(Box<Exit>),
-    /// The process that was started beside the first did, with this code.
-    Ended(i32),
+    /// The process that was started beside the first did.
+    Ended {
+        /// Its exit code.
+        code: i32,
+        /// When the first byte of its output came, in nanoseconds of `CLOCK_MONOTONIC`.
+        output_ns: Option<u64>,
+    },
     /// The user left.
     Detached,
 }
@@ -101,12 +107,19 @@ pub async fn stay(
     let feeding = tokio::task::spawn_local(feed(input, pieces, new_sizes, watch, left));
     let mut signals = forwarded()?;
     let mut interrupts = 0;
+    let mut output_ns = None;
     let ending = loop {
         tokio::select! {
             message = output.next() => match message {
-                Ok(Message::Stdout(bytes)) => write(io::stdout(), &bytes),
-                Ok(Message::Stderr(bytes)) => write(io::stderr(), &bytes),
-                Ok(Message::Ended(code)) => break Ending::Ended(code),
+                Ok(Message::Stdout(bytes)) => {
+                    output_ns.get_or_insert_with(monotonic_ns);
+                    write(io::stdout(), &bytes);
+                }
+                Ok(Message::Stderr(bytes)) => {
+                    output_ns.get_or_insert_with(monotonic_ns);
+                    write(io::stderr(), &bytes);
+                }
+                Ok(Message::Ended(code)) => break Ending::Ended { code, output_ns },
                 Ok(Message::Exited(exit)) => break Ending::Exited(exit),
                 Err(Error::SupervisorLost(_)) => break Ending::Exited(Box::new(engine.lost(id))),
                 Err(e) => return Err(Failure::of_run(e)),

@@ -98,22 +98,8 @@ pub struct Moments {
 /// Where the time went from `request_ns`, when the command began, to `cleaned_ns`, when nothing was left to do. Both are
 /// of `CLOCK_MONOTONIC`. What the start cost comes with it when that was counted.
 pub fn render(timing: &Timing, host: Option<&HostCosts>, moments: Moments) -> String {
-    let request_ns = moments.request_ns;
     let restored = is_restored(timing);
-    let mut reached = reached(timing, moments);
-    // The first byte may come before the word that the exec succeeded.
-    reached.sort_by_key(|(_, ns)| *ns);
-    let mut before = request_ns;
-    let mut rows = Vec::with_capacity(reached.len());
-    for (stage, ns) in reached {
-        rows.push(vec![
-            stage.to_owned(),
-            milliseconds(ns.saturating_sub(request_ns)),
-            milliseconds(ns.saturating_sub(before)),
-        ]);
-        before = ns;
-    }
-    let mut text = table::render(&["STAGE", "MS", "DELTA"], &rows);
+    let mut text = render_stages(reached(timing, moments));
     if !timing.costs.is_empty() {
         text += "\n";
         text += &costs(&timing.costs);
@@ -141,6 +127,33 @@ pub fn render(timing: &Timing, host: Option<&HostCosts>, moments: Moments) -> St
         let _ = writeln!(text, "KVM is {}", kvm::describe(kind));
     }
     text
+}
+
+/// When the stages of an `exec` were reached, and how many microseconds of that the guest's agent took.
+pub fn render_exec(stages: &[(&'static str, Option<u64>)], took_us: u64) -> String {
+    let reached = stages.iter().filter_map(|(stage, ns)| ns.map(|ns| (*stage, ns)));
+    let mut text = render_stages(reached.collect());
+    let took = milliseconds(took_us.saturating_mul(1000));
+    let _ = writeln!(text, "from the request to the exec in the sandbox: {took} ms");
+    text
+}
+
+/// A line for each stage that was reached, the first of them at 0.
+fn render_stages(mut reached: Vec<(&'static str, u64)>) -> String {
+    // The first byte may come before the word that the exec succeeded.
+    reached.sort_by_key(|(_, ns)| *ns);
+    let request_ns = reached.first().map_or(0, |(_, ns)| *ns);
+    let mut before = request_ns;
+    let mut rows = Vec::with_capacity(reached.len());
+    for (stage, ns) in reached {
+        rows.push(vec![
+            stage.to_owned(),
+            milliseconds(ns.saturating_sub(request_ns)),
+            milliseconds(ns.saturating_sub(before)),
+        ]);
+        before = ns;
+    }
+    table::render(&["STAGE", "MS", "DELTA"], &rows)
 }
 
 /// When each stage was reached, for programs: nanoseconds of `CLOCK_MONOTONIC`.

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `Start` | perhaps `Notice`, then `Started` or `Failed`; with `attach` then as `Attach` |
 //! | `Attach` | any number of `Stdout` and `Stderr`, then `Exited`; takes `Stdin`, `StdinEnd` and `Resize` at any time |
-//! | `Exec`, `Tool` | `Started` or `Failed`, any number of `Stdout` and `Stderr`, then `Ended`; takes the same, and `Detach` |
+//! | `Exec`, `Tool` | `ExecStarted` or `Failed`, any number of `Stdout` and `Stderr`, then `Ended`; takes the same, and `Detach` |
 //! | `Signal` | `Done` |
 //! | `Pause`, `Unpause` | `Done` or `Failed` |
 //! | `Save` | `Saved` or `Failed` |
@@ -130,6 +130,11 @@ pub enum Reply {
     Notice(String),
     /// The process runs.
     Started,
+    /// A process beside the first runs.
+    ExecStarted {
+        /// Microseconds that the guest's agent took from the receipt of the request to the exec, in its own words.
+        took_us: u64,
+    },
     /// The sandbox has been saved and goes on.
     Saved(SavedSandbox),
     /// The sandbox could not be started, and everything is cleaned up; or it could not be saved.

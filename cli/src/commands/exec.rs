@@ -1,6 +1,6 @@
 //! `exec` and `attach`.
 
-use brig_engine::{Engine, Error, control::ExecRequest};
+use brig_engine::{Engine, Error, clock::monotonic_ns, control::ExecRequest};
 
 use super::{create::environment, run::finish};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
     env_file,
     failure::Failure,
     foreground::{self, Ending, Stay},
-    terminal,
+    terminal, timing,
 };
 
 /// `brig exec`.
@@ -32,12 +32,14 @@ pub async fn exec(engine: &Engine, options: &Exec) -> Result<i32, Failure> {
         privileged: options.privileged,
         detach: options.detach,
     };
+    let request_ns = monotonic_ns();
     let id = engine.find(reference)?.id().clone();
     let mut session = engine.exec(reference, request).await?;
-    session.output.started(&mut |_| {}).await.map_err(|e| match e {
+    let took_us = session.output.started(&mut |_| {}).await.map_err(|e| match e {
         e @ Error::Start { .. } => Failure::of_run(e),
         e => e.into(),
     })?;
+    let exec_ns = monotonic_ns();
     if options.detach {
         return Ok(0);
     }
@@ -48,7 +50,18 @@ pub async fn exec(engine: &Engine, options: &Exec) -> Result<i32, Failure> {
         keys: options.detach_keys.clone().unwrap_or_default(),
     };
     match foreground::stay(engine, &id, session, stay).await? {
-        Ending::Ended(code) => Ok(code),
+        Ending::Ended { code, output_ns } => {
+            if options.timing {
+                let stages = [
+                    ("request", Some(request_ns)),
+                    ("process exec", Some(exec_ns)),
+                    ("first output byte", output_ns),
+                    ("exit", Some(monotonic_ns())),
+                ];
+                eprint!("{}", timing::render_exec(&stages, took_us.unwrap_or_default()));
+            }
+            Ok(code)
+        }
         Ending::Exited(exit) => Ok(exit.code),
         Ending::Detached => Ok(0),
     }
@@ -71,7 +84,7 @@ pub async fn attach(engine: &Engine, options: &Attach) -> Result<i32, Failure> {
         keys: options.detach_keys.clone().unwrap_or_default(),
     };
     match foreground::stay(engine, sandbox.id(), session, stay).await? {
-        Ending::Ended(code) => Ok(code),
+        Ending::Ended { code, .. } => Ok(code),
         Ending::Exited(exit) => Ok(finish(exit.code, exit.error)),
         Ending::Detached => Ok(0),
     }

@@ -159,7 +159,7 @@ async fn start_created(start: Start<'_>, interrupts: &mut Interrupts) -> Result<
     };
     let exit = match foreground::stay(engine, id, session, stay).await? {
         Ending::Exited(exit) => exit,
-        Ending::Ended(code) => return Ok(code),
+        Ending::Ended { code, .. } => return Ok(code),
         Ending::Detached => return Ok(0),
     };
     if options.create.rm {
@@ -265,7 +265,7 @@ async fn start_one(
 async fn shown(engine: &Engine, id: &SandboxId, session: Session, stay: Stay) -> Result<i32, Failure> {
     match foreground::stay(engine, id, session, stay).await? {
         Ending::Exited(exit) => Ok(finish(exit.code, exit.error)),
-        Ending::Ended(code) => Ok(code),
+        Ending::Ended { code, .. } => Ok(code),
         Ending::Detached => Ok(0),
     }
 }

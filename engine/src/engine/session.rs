@@ -161,15 +161,17 @@ impl Session {
 }
 
 impl SessionOutput {
-    /// Waits until the process runs. `notice` takes lines for the user about how the start goes. Cancel safe.
+    /// Waits until the process runs. `notice` takes lines for the user about how the start goes. Gives how long the guest's agent
+    /// took to start one beside the first, in microseconds. Cancel safe.
     ///
     /// # Errors
     /// [`Error::Start`] with its exit code when it could not be started.
-    pub async fn started(&mut self, notice: &mut dyn FnMut(&str)) -> Result<(), Error> {
+    pub async fn started(&mut self, notice: &mut dyn FnMut(&str)) -> Result<Option<u64>, Error> {
         loop {
             match self.reply().await? {
                 Reply::Notice(line) => notice(&line),
-                Reply::Started => return Ok(()),
+                Reply::Started => return Ok(None),
+                Reply::ExecStarted { took_us } => return Ok(Some(took_us)),
                 Reply::Failed { code, message } => return Err(self.failed(code, message).await),
                 // Somebody else stopped it before it ran.
                 _ => return Err(Error::Interrupted),
@@ -188,7 +190,7 @@ impl SessionOutput {
             Reply::Ended { code } => Ok(Message::Ended(code)),
             Reply::Exited(exit) => Ok(Message::Exited(exit)),
             Reply::Failed { code, message } => Err(self.failed(code, message).await),
-            Reply::Notice(_) | Reply::Started | Reply::Done | Reply::Saved(_) => {
+            Reply::Notice(_) | Reply::Started | Reply::ExecStarted { .. } | Reply::Done | Reply::Saved(_) => {
                 Err(Error::SupervisorLost(self.id.clone()))
             }
         }

@@ -42,7 +42,10 @@ const STDIN_PIECES: usize = 4;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum News {
     /// It runs.
-    Started,
+    Started {
+        /// As [`Reply::ExecStarted`] tells it.
+        took_us: u64,
+    },
     /// It could not be started.
     Failed {
         /// Its exit code.
@@ -181,7 +184,7 @@ impl Execs {
     /// Takes what the agent says of one.
     pub fn heed(&mut self, message: &FromAgent) {
         let (process, news) = match message {
-            FromAgent::Started { process, .. } => (process, News::Started),
+            FromAgent::Started { process, took_us, .. } => (process, News::Started { took_us: *took_us }),
             FromAgent::StartFailed {
                 process,
                 kind,
@@ -195,7 +198,7 @@ impl Execs {
             _ => return,
         };
         // One that nobody waits for any more is no business of anybody's.
-        if matches!(news, News::Started) {
+        if matches!(news, News::Started { .. }) {
             if let Some(known) = self.all.get(process) {
                 let _ = known.client.send(news);
             }
@@ -364,7 +367,9 @@ impl Replies {
                 }
             };
             match timeout(patience, something).await {
-                Ok(Happened::News(Some(News::Started))) => return Some(Reply::Started),
+                Ok(Happened::News(Some(News::Started { took_us }))) => {
+                    return Some(Reply::ExecStarted { took_us });
+                }
                 Ok(Happened::News(Some(News::Failed { code, message }))) => {
                     self.over = true;
                     return Some(Reply::Failed { code, message });

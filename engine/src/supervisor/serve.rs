@@ -237,7 +237,7 @@ impl Service {
                     // The client is gone. Whether it has said that the process goes on is still to be read.
                     return std::future::pending().await;
                 }
-                if detached && reply == Reply::Started {
+                if detached && matches!(reply, Reply::ExecStarted { .. }) {
                     return true;
                 }
             }

@@ -93,7 +93,7 @@ fn a_process_beside_the_first_has_streams_and_an_end_of_its_own() {
                 ..request(&["cat"])
             })))
             .await;
-            assert_eq!(exec.hear().await, Reply::Started);
+            assert_eq!(exec.hear().await, Reply::ExecStarted { took_us: 1 });
             exec.ask(Request::Stdin(b"in".to_vec())).await;
             exec.ask(Request::StdinEnd).await;
             let mut output = [exec.hear().await, exec.hear().await];
@@ -131,7 +131,7 @@ fn the_end_of_the_sandbox_is_the_end_of_all_processes() {
             client.start(true).await;
             let mut exec = bench.connect().await;
             exec.ask(Request::Exec(Box::new(request(&["sleep"])))).await;
-            assert_eq!(exec.hear().await, Reply::Started);
+            assert_eq!(exec.hear().await, Reply::ExecStarted { took_us: 1 });
             assert_eq!(exec.hear().await, Reply::Stdout(b"last".to_vec()));
             assert_eq!(exec.hear().await, Reply::Ended { code: 137 });
             assert_eq!(client.exit().await.code, 0);
@@ -188,12 +188,12 @@ fn a_client_that_leaves_takes_the_streams_along_and_one_that_detaches_does_not()
             };
             let mut exec = bench.connect().await;
             exec.ask(Request::Exec(Box::new(with_terminal.clone()))).await;
-            assert_eq!(exec.hear().await, Reply::Started);
+            assert_eq!(exec.hear().await, Reply::ExecStarted { took_us: 1 });
             exec.ask(Request::Resize(other)).await;
             drop(exec);
             let mut exec = bench.connect().await;
             exec.ask(Request::Exec(Box::new(with_terminal))).await;
-            assert_eq!(exec.hear().await, Reply::Started);
+            assert_eq!(exec.hear().await, Reply::ExecStarted { took_us: 1 });
             exec.ask(Request::Detach).await;
             drop(exec);
             let mut exec = bench.connect().await;
@@ -202,7 +202,7 @@ fn a_client_that_leaves_takes_the_streams_along_and_one_that_detaches_does_not()
                 ..request(&["x"])
             };
             exec.ask(Request::Exec(Box::new(detach))).await;
-            assert_eq!(exec.hear().await, Reply::Started);
+            assert_eq!(exec.hear().await, Reply::ExecStarted { took_us: 1 });
             assert!(exec.replies.next().await.is_err());
             assert_eq!(client.exit().await.code, 0);
         },
@@ -246,10 +246,10 @@ fn a_client_that_takes_nothing_holds_its_own_process_and_nobody_else() {
             client.start(true).await;
             let mut stalled = bench.connect().await;
             stalled.ask(Request::Exec(Box::new(request(&["yes"])))).await;
-            assert_eq!(stalled.hear().await, Reply::Started);
+            assert_eq!(stalled.hear().await, Reply::ExecStarted { took_us: 1 });
             let mut quick = bench.connect().await;
             quick.ask(Request::Exec(Box::new(request(&["x"])))).await;
-            assert_eq!(quick.hear().await, Reply::Started);
+            assert_eq!(quick.hear().await, Reply::ExecStarted { took_us: 1 });
             assert_eq!(quick.hear().await, Reply::Stdout(b"quick".to_vec()));
             assert_eq!(quick.hear().await, Reply::Ended { code: 0 });
             drop(stalled);
@@ -294,7 +294,7 @@ fn a_first_process_with_a_terminal_has_one_output_and_keeps_its_input() {
                     size: Some(size),
                 })
                 .await;
-            assert_eq!(client.hear().await, Reply::Started);
+            assert_eq!(client.hear().await, Reply::ExecStarted { took_us: 1 });
             client.ask(Request::StdinEnd).await;
             drop(client);
             let mut second = bench.connect().await;
