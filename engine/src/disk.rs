@@ -1,5 +1,5 @@
 //! The writable disk of a sandbox: a sparse ext4 file, a copy of a blank one that is made once,
-//! or of a template's.
+//! or of a template's. The disk of a volume is a copy of the same blank one.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -13,7 +13,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::{Error, Paths, mke2fs};
+use crate::{Error, mke2fs, volume::DATA};
 
 /// Bytes that the filesystem has to offer. The file takes from the host only what is written to it.
 pub const DISK_BYTES: u64 = 10 << 30;
@@ -22,7 +22,7 @@ pub const DISK_BYTES: u64 = 10 << 30;
 const COPY_BYTES: usize = 256 << 10;
 
 /// Part of the blank disk's name: another one whenever [`FORMAT`] changes.
-const FORMAT_VERSION: u32 = 2;
+const FORMAT_VERSION: u32 = 3;
 
 /// Features and layout, see mke2fs(8). What is left out costs the guest's kernel instructions at each mount or write:
 /// checksums of metadata, a resize inode, backups of superblocks. A journal is kept, for a VMM may be killed at any
@@ -48,24 +48,24 @@ const FORMAT: [&str; 16] = [
     "num_backup_sb=0,lazy_itable_init=1,lazy_journal_init=1,nodiscard,packed_meta_blocks=1,root_owner=0:0",
 ];
 
-/// What overlayfs works with (launcher, rootfs/overlay.rs).
-const LAYER: [&str; 2] = ["upper", "work"];
+/// The directories on it: what overlayfs works with (launcher, rootfs/overlay.rs), and the one that is a volume.
+const DIRECTORIES: [&str; 3] = ["upper", "work", DATA];
 
 /// The name of the blank disk, which tells its size and its format.
 pub fn blank_name() -> String {
     format!("blank-{}m-v{FORMAT_VERSION}.ext4", DISK_BYTES >> 20)
 }
 
-/// The blank disk of `paths`, made when it is not there yet.
+/// The blank disk of the directory `templates`, made when it is not there yet.
 ///
 /// # Errors
 /// [`Error::NoMke2fs`], [`Error::OtherMke2fs`], [`Error::Mke2fs`], [`Error::File`].
-pub fn blank(paths: &Paths) -> Result<PathBuf, Error> {
-    let path = paths.templates().join(blank_name());
+pub fn blank(templates: &Path) -> Result<PathBuf, Error> {
+    let path = templates.join(blank_name());
     if !path.exists() {
         // Others may be making it too.
         let temporary = path.with_extension(format!("new-{}", std::process::id()));
-        make_at(&temporary, &path, DISK_BYTES, &LAYER)?;
+        make_at(&temporary, &path, DISK_BYTES)?;
     }
     Ok(path)
 }
@@ -75,20 +75,12 @@ pub fn blank(paths: &Paths) -> Result<PathBuf, Error> {
 /// # Errors
 /// As [`blank`].
 pub fn make_sized(path: &Path, bytes: u64) -> Result<(), Error> {
-    make_with(path, bytes, &LAYER)
-}
-
-/// The same with these directories on it.
-///
-/// # Errors
-/// As [`blank`].
-pub fn make_with(path: &Path, bytes: u64, directories: &[&str]) -> Result<(), Error> {
-    make_at(&path.with_extension("new"), path, bytes, directories)
+    make_at(&path.with_extension("new"), path, bytes)
 }
 
 /// Makes it at `temporary`, which nobody else writes, before it is at `path`.
-fn make_at(temporary: &Path, path: &Path, bytes: u64, directories: &[&str]) -> Result<(), Error> {
-    let made = make_filesystem(temporary, bytes, directories)
+fn make_at(temporary: &Path, path: &Path, bytes: u64) -> Result<(), Error> {
+    let made = make_filesystem(temporary, bytes)
         .and_then(|()| fs::rename(temporary, path).map_err(Error::file("make", path)));
     if made.is_err() {
         let _ = fs::remove_file(temporary);
@@ -96,13 +88,13 @@ fn make_at(temporary: &Path, path: &Path, bytes: u64, directories: &[&str]) -> R
     made
 }
 
-fn make_filesystem(path: &Path, bytes: u64, directories: &[&str]) -> Result<(), Error> {
+fn make_filesystem(path: &Path, bytes: u64) -> Result<(), Error> {
     let file = new_file(path)?;
     file.set_len(bytes).map_err(Error::file("make", path))?;
     drop(file);
     // The first directory of a new ext4 costs a guest's kernel 0.4 million instructions, so it is made here.
     let content = tempfile::tempdir().map_err(Error::file("make a directory in", &std::env::temp_dir()))?;
-    for name in directories {
+    for name in DIRECTORIES {
         let directory = content.path().join(name);
         fs::create_dir(&directory).map_err(Error::file("make", &directory))?;
     }
@@ -264,19 +256,16 @@ mod tests {
     #[test]
     fn the_blank_disk_is_made_once_and_takes_little_space() {
         let directory = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            root: directory.path().to_owned(),
-            runtime: directory.path().to_owned(),
-            lib: directory.path().to_owned(),
-        };
-        paths.make().unwrap();
-        let path = match blank(&paths) {
+        let path = match blank(directory.path()) {
             Err(Error::NoMke2fs) => return eprintln!("skipped: e2fsprogs is not installed"),
             made => made.unwrap(),
         };
         let made = fs::metadata(&path).unwrap();
         assert_eq!(made.len(), DISK_BYTES);
         assert!(made.blocks() * 512 < 16 << 20, "{} bytes", made.blocks() * 512);
-        assert_eq!(fs::metadata(blank(&paths).unwrap()).unwrap().ino(), made.ino());
+        assert_eq!(
+            fs::metadata(blank(directory.path()).unwrap()).unwrap().ino(),
+            made.ino()
+        );
     }
 }

@@ -101,7 +101,12 @@ impl Paths {
 
     /// Templates, and the blank disk.
     pub fn templates(&self) -> PathBuf {
-        self.root.join("templates")
+        Self::templates_in(&self.root)
+    }
+
+    /// The same of a root.
+    pub(crate) fn templates_in(root: &Path) -> PathBuf {
+        root.join("templates")
     }
 
     /// A place among the guests that come up at the same time, see [`crate::turns`].

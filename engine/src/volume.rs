@@ -26,16 +26,13 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Isolation,
+    Error, Isolation, Paths,
     cell::HostIds,
     disk,
     events::{Journal, Kind},
     id::SandboxId,
     sandbox::{Config, Sandbox, lock::Lock, read_record, write_record},
 };
-
-/// Bytes that a volume's filesystem has to offer. The file takes from the host only what is written to it.
-const DISK_BYTES: u64 = disk::DISK_BYTES;
 
 /// The directory on the disk that is the volume.
 pub const DATA: &str = "data";
@@ -317,7 +314,9 @@ impl Volumes {
         let path = self.path(name);
         match isolation {
             Isolation::Vm if !self.disk(name).exists() => {
-                disk::make_with(&self.disk(name), DISK_BYTES, &[DATA])?;
+                let blank = disk::blank(&Paths::templates_in(&self.root))?;
+                let blank = File::open(&blank).map_err(Error::file("open", &blank))?;
+                disk::copy_whole(&blank, &self.disk(name))?;
             }
             Isolation::Container => {
                 let data = path.join(DATA);

@@ -133,7 +133,7 @@ impl Engine {
                     reason: "it goes on from a snapshot and has not been started: start it before".to_owned(),
                 });
             }
-            let blank = disk::blank(&self.paths)?;
+            let blank = disk::blank(&self.paths.templates())?;
             let blank = File::open(&blank).map_err(Error::file("open", &blank))?;
             if writes {
                 disk::copy_whole(&blank, &path)?;

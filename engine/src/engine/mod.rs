@@ -215,7 +215,7 @@ impl Engine {
     pub fn create(&self, id: SandboxId, mut draft: Draft) -> Result<Config, Error> {
         // Its disk is made at its first start; what that needs is told now.
         if draft.isolation() == Isolation::Vm {
-            disk::blank(&self.paths)?;
+            disk::blank(&self.paths.templates())?;
         }
         let wanted = draft.mounts().to_vec();
         self.with_volumes(&wanted, |mounts| {

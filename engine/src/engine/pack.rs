@@ -231,7 +231,7 @@ impl Engine {
                     let source = match File::open(&from) {
                         // It was never started.
                         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                            let blank = disk::blank(&paths)?;
+                            let blank = disk::blank(&paths.templates())?;
                             File::open(&blank).map_err(Error::file("open", &blank))?
                         }
                         opened => opened.map_err(Error::file("open", &from))?,

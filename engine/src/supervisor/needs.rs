@@ -70,6 +70,6 @@ fn make_disks(paths: &Paths, config: &Config, directory: &Directory) -> Result<(
         // A template's disk has another size, so that this one is taken as that of a sandbox that ran before.
         Some(bytes) if !directory.disk().exists() => disk::make_sized(&directory.disk(), bytes),
         Some(_) => Ok(()),
-        None => disk::blank(paths).map(drop),
+        None => disk::blank(&paths.templates()).map(drop),
     }
 }

@@ -270,7 +270,7 @@ impl Start<'_> {
     ) -> Result<(Guest, Streams), Error> {
         let path = self.directory.disk();
         if !path.exists() {
-            let blank = disk::blank(self.paths)?;
+            let blank = disk::blank(&self.paths.templates())?;
             let blank = File::open(&blank).map_err(Error::file("open", &blank))?;
             disk::copy_whole(&blank, &path)?;
         }

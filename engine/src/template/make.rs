@@ -110,7 +110,7 @@ async fn make(
 ) -> Result<(), Error> {
     let workspace = cache.workspace(&ingredients.key(), lock)?;
     let disk_path = new_disk(workspace.path());
-    disk::copy_sparse(&disk::blank(paths)?, &disk_path)?;
+    disk::copy_sparse(&disk::blank(&paths.templates())?, &disk_path)?;
     let disk = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
