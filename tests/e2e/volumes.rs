@@ -14,7 +14,8 @@ use serde_json::json;
 tests! {
     Need::Kvm =>
         a_volume_outlives_its_sandboxes,
-        an_image_has_the_volumes_that_it_wants;
+        an_image_has_the_volumes_that_it_wants,
+        a_copy_has_volumes_of_its_own;
     Need::Containers => a_directory_of_the_host_is_a_containers;
     Need::KvmAndContainers => a_volume_is_for_one_isolation_and_for_one_guest_at_a_time;
     Need::Nothing => what_is_no_volume_is_refused_in_one_line;
@@ -192,6 +193,54 @@ pub(crate) fn a_directory_of_the_host_is_a_containers() {
     });
 }
 
+/// What has volumes starts from a template too, and a copy of it gets volumes of its own.
+fn a_copy_has_volumes_of_its_own() {
+    let brig = Brig::new();
+    brig.ok(&[
+        "run",
+        "--rm",
+        "-v",
+        "old:/old",
+        "busybox",
+        "sh",
+        "-c",
+        "echo old >/old/row",
+    ]);
+    let script = "echo row >/data/row; sync; echo up; sleep 10000";
+    let holder = [
+        "run",
+        "-d",
+        "--name",
+        "holder",
+        "-v",
+        "disk:/data",
+        "-v",
+        "old:/old:ro",
+    ];
+    brig.ok(&[&holder[..], &["busybox", "sh", "-c", script]].concat());
+    brig.wait_for_log("holder", "up");
+    assert_eq!(brig.inspect("holder", "/Brig/Origin"), "template");
+    let refused = brig.run(&["exec", "holder", "touch", "/old/new"]);
+    assert!(refused.stderr.contains("Read-only"), "{refused:?}");
+    brig.ok(&["snapshot", "create", "holder", "saved"]);
+    brig.ok(&["run", "-d", "--name", "copy", "--snapshot", "saved"]);
+    let add = "echo more >>/data/row; sync; cat /old/row /data/row";
+    assert_eq!(brig.ok(&["exec", "copy", "sh", "-c", add]), "old\nrow\nmore\n");
+    assert_eq!(brig.ok(&["exec", "holder", "cat", "/data/row"]), "row\n");
+    let name = brig.inspect("copy", "/Mounts/0/Name");
+    let listed = brig.ok(&["volume", "ls", "-q"]);
+    assert_eq!(listed.lines().count(), 4, "{listed}");
+    // They keep what was written out, as any other.
+    brig.ok(&["rm", "-f", "copy"]);
+    let volume = format!("{}:/data:ro", name.as_str().unwrap());
+    let seen = brig.ok(&["run", "--rm", "-v", &volume, "busybox", "cat", "/data/row"]);
+    assert_eq!(seen, "row\nmore\n");
+    brig.ok(&["snapshot", "rm", "saved"]);
+    brig.ok(&["rm", "-f", "holder"]);
+    brig.ok(&["volume", "prune", "-af"]);
+    brig.assert_nothing_left();
+}
+
 pub(crate) fn a_volume_is_for_one_isolation_and_for_one_guest_at_a_time() {
     let brig = Brig::new();
     brig.ok(&[
@@ -223,22 +272,6 @@ pub(crate) fn a_volume_is_for_one_isolation_and_for_one_guest_at_a_time() {
         ],
     );
     assert!(message.contains("--isolation vm"), "{message}");
-    // What has a volume starts from a template too, and a copy of it gets a volume of its own.
-    assert_eq!(brig.inspect("holder", "/Brig/Origin"), "template");
-    brig.ok(&["snapshot", "create", "holder", "saved"]);
-    brig.ok(&["run", "-d", "--name", "copy", "--snapshot", "saved"]);
-    let add = "echo more >>/data/row; sync; cat /data/row";
-    assert_eq!(brig.ok(&["exec", "copy", "sh", "-c", add]), "row\nmore\n");
-    assert_eq!(brig.ok(&["exec", "holder", "cat", "/data/row"]), "row\n");
-    let name = brig.inspect("copy", "/Mounts/0/Name");
-    assert_ne!(name, "disk");
-    assert_eq!(brig.ok(&["volume", "ls", "-q"]).lines().count(), 2);
-    // It keeps what was written out, as any other.
-    brig.ok(&["rm", "-f", "copy"]);
-    let volume = format!("{}:/data:ro", name.as_str().unwrap());
-    let seen = brig.ok(&["run", "--rm", "-v", &volume, "busybox", "cat", "/data/row"]);
-    assert_eq!(seen, "row\nmore\n");
-    brig.ok(&["snapshot", "rm", "saved"]);
     // Killed at once, and removed: what was written out is there.
     brig.ok(&["rm", "-f", "holder"]);
     assert_eq!(
