@@ -214,7 +214,7 @@ fn a_record_from_elsewhere_is_checked() {
     let (_temporary, paths) = paths();
     let good = make(&paths);
     good.check().unwrap();
-    let changes: [fn(&mut Record); 9] = [
+    let changes: [fn(&mut Record); 14] = [
         |r| r.version += 1,
         |r| r.platform.agent += 1,
         |r| r.config.memory = serde_json::from_str::<MemoryMib>("1").unwrap(),
@@ -224,6 +224,15 @@ fn a_record_from_elsewhere_is_checked() {
         |r| r.memory.bytes = u64::MAX,
         |r| r.state.bytes = 1 << 40,
         |r| r.disk.bytes = 0,
+        |r| r.volumes[0].bytes = 1 << 40,
+        |r| r.volumes.clear(),
+        |r| r.config.mounts.clear(),
+        |r| {
+            // More than a guest of a template has slots for.
+            r.volumes = vec![r.volumes[0].clone(); VOLUME_SLOTS + 1];
+            r.config.mounts = vec![r.config.mounts[0].clone(); VOLUME_SLOTS + 1];
+        },
+        |r| r.config.isolation = Isolation::Container,
     ];
     for change in changes {
         let mut record = good.clone();
