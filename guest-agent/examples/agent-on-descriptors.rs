@@ -31,6 +31,10 @@ impl Machine for Notebook {
         fs::write(self.0.join("clock"), format!("{}.{:09}", now.tv_sec, now.tv_nsec))
     }
 
+    fn shift_clock(&mut self, ns: i64) -> io::Result<()> {
+        fs::write(self.0.join("shift"), ns.to_string())
+    }
+
     fn reseed(&mut self, seed: &[u8; 32]) -> io::Result<()> {
         fs::write(self.0.join("seed"), seed)
     }

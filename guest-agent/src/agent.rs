@@ -271,6 +271,14 @@ impl Agent {
                 }
                 ToAgent::Thaw => self.disks.thaw(),
                 ToAgent::Wake(spec) => self.wake(&spec)?,
+                ToAgent::Clock => {
+                    let realtime_ns = wake::realtime_ns();
+                    self.send(&FromAgent::Clock { realtime_ns })?;
+                }
+                ToAgent::ShiftClock { ns } => {
+                    // A clock that stays wrong is better than a guest that ends.
+                    let _ = self.machine.shift_clock(ns);
+                }
                 ToAgent::Shutdown => {
                     self.shutting_down = true;
                     if let Some(process) = self.process(FIRST) {

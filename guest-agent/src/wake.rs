@@ -1,4 +1,5 @@
-//! After a restore: what two guests restored from the same snapshot must not share, and what has passed them by.
+//! After a restore: what two guests restored from the same snapshot must not share, and what has passed them by. And the clock,
+//! later on.
 
 use std::{
     fs::{File, OpenOptions},
@@ -7,7 +8,7 @@ use std::{
 };
 
 use brig_protocol::agent::WakeSpec;
-use rustix::time::{ClockId, Timespec, clock_settime};
+use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use crate::{
     disks,
@@ -31,6 +32,14 @@ pub trait Machine: std::fmt::Debug {
     /// # Errors
     /// Those of clock_settime(2).
     fn set_clock(&mut self, now: Timespec) -> io::Result<()>;
+
+    /// Moves `CLOCK_REALTIME` by so many nanoseconds.
+    ///
+    /// # Errors
+    /// Those of clock_adjtime(2); a kernel that is shared has its own time.
+    fn shift_clock(&mut self, _ns: i64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Mixes `seed` into the random number generator and has it make every later byte from that.
     ///
@@ -78,6 +87,12 @@ fn set_clock(
         }
     }
     Ok(())
+}
+
+/// `CLOCK_REALTIME` in nanoseconds since 1970.
+pub fn realtime_ns() -> u64 {
+    let now = clock_gettime(ClockId::Realtime);
+    u64::try_from(i128::from(now.tv_sec) * NS + i128::from(now.tv_nsec)).unwrap_or(0)
 }
 
 /// The time stamp counter.
@@ -160,6 +175,21 @@ impl Machine for Kernel {
 
     fn set_clock(&mut self, now: Timespec) -> io::Result<()> {
         Ok(clock_settime(ClockId::Realtime, now)?)
+    }
+
+    /// At one stroke (`ADJ_SETOFFSET`): what is read and set in two takes longer the busier the host is.
+    fn shift_clock(&mut self, ns: i64) -> io::Result<()> {
+        // SAFETY: of these numbers and padding any bytes are valid, zeros among them.
+        let mut change: libc::timex = unsafe { std::mem::zeroed() };
+        change.modes = libc::ADJ_SETOFFSET | libc::ADJ_NANO;
+        change.time.tv_sec = ns.div_euclid(NS as i64);
+        // Nanoseconds, as ADJ_NANO says; never negative.
+        change.time.tv_usec = ns.rem_euclid(NS as i64);
+        // SAFETY: the call reads and writes one timex, which outlives it.
+        match unsafe { libc::clock_adjtime(libc::CLOCK_REALTIME, &raw mut change) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
     }
 
     /// The seed goes into the input pool, credited; the reseed makes the base key from that pool and starts a new generation,

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Version of these messages. The supervisor refuses an agent that says another.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Most bytes of a frame to the agent (the environment and the engine's files are in it).
 pub const TO_AGENT_BYTES: usize = 2 << 20;
@@ -68,6 +68,13 @@ pub enum ToAgent {
     /// The guest has been restored from a snapshot: set the clock and reseed the kernel's random number generator before
     /// anything else is done. Answered by [`FromAgent::Awake`]. Sent first after each restore.
     Wake(WakeSpec),
+    /// What time is it there? Answered by [`FromAgent::Clock`].
+    Clock,
+    /// The clock is wrong: move it by so much. Unanswered.
+    ShiftClock {
+        /// Nanoseconds; negative when it is ahead.
+        ns: i64,
+    },
     /// Send a signal to a process of the sandbox. Unanswered; a process that is gone is no error.
     Signal {
         /// The process; 0 is the first.
@@ -109,6 +116,11 @@ pub enum FromAgent {
     Prepared,
     /// Answer to [`ToAgent::Wake`]: clock and random numbers are those of a new guest.
     Awake,
+    /// Answer to [`ToAgent::Clock`].
+    Clock {
+        /// `CLOCK_REALTIME` in nanoseconds since 1970.
+        realtime_ns: u64,
+    },
     /// The exec of a process succeeded.
     Started {
         /// The process; 0 is the first.

@@ -16,7 +16,9 @@ use brig_tests::{
 use serde_json::Value;
 
 tests! {
-    Need::Kvm => what_happens_is_told_and_what_runs_is_shown;
+    Need::Kvm =>
+        what_happens_is_told_and_what_runs_is_shown,
+        a_guest_that_is_wrong_about_the_time_is_set_right;
 }
 
 pub(crate) fn what_happens_is_told_and_what_runs_is_shown() {
@@ -216,4 +218,45 @@ fn ticks_below(root: u32) -> u64 {
         }
     }
     ticks
+}
+
+/// As after a sleep of the host's, which no test can have: its clock is set by somebody else.
+fn a_guest_that_is_wrong_about_the_time_is_set_right() {
+    let brig = Brig::new();
+    let wrong_by = |name: &str| -> u64 {
+        let inside = brig.ok(&["exec", name, "date", "+%s"]);
+        let inside: u64 = inside.trim().parse().unwrap();
+        let here = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        here.abs_diff(inside)
+    };
+    let set = |name: &str| {
+        brig.ok(&["exec", "--privileged", name, "date", "-s", "2001-02-03 04:05:06"]);
+        assert!(wrong_by(name) > 1_000_000_000);
+        brig.ok(&["pause", name]);
+        brig.ok(&["unpause", name]);
+    };
+    brig.ok(&[
+        "run", "-d", "--rm", "--name", "late", "busybox", "sleep", "100000",
+    ]);
+    set("late");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while wrong_by("late") > 5 {
+        assert!(Instant::now() < deadline, "it is still wrong");
+    }
+    // One that may set it keeps what it has set. It would have been asked before it answers this.
+    let own = [
+        "run",
+        "-d",
+        "--rm",
+        "--name",
+        "own",
+        "--cap-add",
+        "SYS_TIME",
+        "busybox",
+    ];
+    brig.ok(&[&own[..], &["sleep", "100000"]].concat());
+    set("own");
+    assert!(wrong_by("own") > 1_000_000_000);
+    brig.ok(&["rm", "-f", "late", "own"]);
+    brig.assert_nothing_left();
 }

@@ -61,6 +61,9 @@ const ON_HOST: [&str; 5] = [
     "SYS_PTRACE",
 ];
 
+/// `CAP_SYS_TIME` (linux/capability.h): to set the clock.
+pub const SYS_TIME: Capability = Capability::One(25);
+
 /// One capability, or all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -72,6 +75,11 @@ pub enum Capability {
 }
 
 impl Capability {
+    /// Whether it is in `set`.
+    pub fn is_in(self, set: CapabilitySet) -> bool {
+        set.0 & self.bits() == self.bits()
+    }
+
     fn bits(self) -> u64 {
         match self {
             Self::All => (1 << NAMES.len()) - 1,

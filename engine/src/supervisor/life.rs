@@ -25,6 +25,7 @@ use super::{
     save::{Workspace, copy_frozen, save},
     serve::{Begin, Phase},
     start::{Start, Started, Streams},
+    timekeeper::Timekeeper,
 };
 use crate::{
     Error, Isolation, Paths,
@@ -266,6 +267,7 @@ impl<'a> Life<'a> {
     async fn while_running(&mut self, guest: &mut Guest, disks: (Layout, u64)) -> Over {
         let mut deadlines = Deadlines::default();
         let mut pause = Pause::new(self.config, self.directory);
+        let mut time = Timekeeper::new(self.config);
         loop {
             tokio::select! {
                 // An agent that talks without end must not keep an order from being heard, and its last word comes
@@ -278,6 +280,7 @@ impl<'a> Life<'a> {
                             Err(failure) => return Over::Failed(failure),
                         };
                         let _ = done.send(answer);
+                        ask_for_time(&mut time, &pause, guest).await;
                     }
                     Order::Signal(signal) => {
                         // As Docker: whoever sends one of these does not want it to be started again.
@@ -353,6 +356,11 @@ impl<'a> Life<'a> {
                         self.look_for_oom();
                         self.execs.heed(&message);
                     }
+                    Ok(message @ FromAgent::Clock { .. }) => {
+                        if let Some(told) = time.heed(&message) {
+                            tell(guest, &told).await;
+                        }
+                    }
                     // What is of no use to anybody does no harm.
                     Ok(message) => self.execs.heed(&message),
                     Err(FrameError::Closed | FrameError::Io(_)) => {
@@ -360,6 +368,7 @@ impl<'a> Life<'a> {
                     }
                     Err(e) => return Over::Failed(Failure::Agent(format!("broke the protocol: {}", chain(&e)))),
                 },
+                () = time.due() => ask_for_time(&mut time, &pause, guest).await,
                 event = guest.vmm.channel.event() => {
                     let failure = match event {
                         Ok(event) if is_idle_talk(&event) => continue,
@@ -488,6 +497,15 @@ async fn send_signal(guest: &mut Guest, signal: u8, deadlines: &mut Deadlines) {
         deadlines.kill_guest_soon();
     }
     tell(guest, &ToAgent::Signal { process: 0, signal }).await;
+}
+
+/// Asks a guest that does not stand still what time it is there. One that does is asked when it goes on.
+async fn ask_for_time(time: &mut Timekeeper, pause: &Pause<'_>, guest: &mut Guest) {
+    if !pause.is_on()
+        && let Some(question) = time.ask()
+    {
+        tell(guest, &question).await;
+    }
 }
 
 async fn tell(guest: &mut Guest, message: &ToAgent) {

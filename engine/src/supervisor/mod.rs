@@ -35,6 +35,7 @@ mod save;
 mod serve;
 mod start;
 mod steward;
+mod timekeeper;
 mod walls;
 
 use std::{

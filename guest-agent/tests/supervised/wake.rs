@@ -47,6 +47,24 @@ fn the_clock_and_the_random_numbers_are_set_before_the_answer() {
     agent.start("exit 0");
 }
 
+#[test]
+fn the_time_is_told_and_moved() {
+    let mut agent = Agent::new();
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+    let before = now();
+    agent.send(&ToAgent::Clock);
+    let FromAgent::Clock { realtime_ns } = agent.receive() else {
+        panic!("another answer")
+    };
+    assert!((before..=now()).contains(&u128::from(realtime_ns)));
+    agent.send(&ToAgent::ShiftClock { ns: -1_500_000_000 });
+    // The answer to the next question comes after that.
+    agent.send(&ToAgent::Clock);
+    assert!(matches!(agent.receive(), FromAgent::Clock { .. }));
+    let moved = fs::read_to_string(agent.directory.path().join("shift")).unwrap();
+    assert_eq!(moved, "-1500000000");
+}
+
 fn file(path: &str, content: &str, images: FileImages) -> FileSpec {
     FileSpec {
         path: path.into(),
