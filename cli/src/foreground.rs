@@ -103,14 +103,8 @@ pub async fn stay(
     let mut interrupts = 0;
     let ending = loop {
         tokio::select! {
-            message = output.next() => match message {
-                Ok(Message::Stdout(bytes)) => write(io::stdout(), &bytes),
-                Ok(Message::Stderr(bytes)) => write(io::stderr(), &bytes),
-                Ok(Message::Ended(code)) => break Ending::Ended(code),
-                Ok(Message::Exited(exit)) => break Ending::Exited(exit),
-                Err(Error::SupervisorLost(_)) => break Ending::Exited(Box::new(engine.lost(id))),
-                Err(e) => return Err(Failure::of_run(e)),
-            },
+            // The supervisor closes the connection of a client that leaves: that is no loss of it.
+            biased;
             Ok(()) = &mut leaving => break Ending::Detached,
             Some(signal) = signals.recv() => {
                 let number = libc::c_int::from(signal.number());
@@ -139,6 +133,14 @@ pub async fn stay(
                 // A sandbox that has just ended needs no signal.
                 let _ = engine.kill(id.as_str(), signal).await;
             }
+            message = output.next() => match message {
+                Ok(Message::Stdout(bytes)) => write(io::stdout(), &bytes),
+                Ok(Message::Stderr(bytes)) => write(io::stderr(), &bytes),
+                Ok(Message::Ended(code)) => break Ending::Ended(code),
+                Ok(Message::Exited(exit)) => break Ending::Exited(exit),
+                Err(Error::SupervisorLost(_)) => break Ending::Exited(Box::new(engine.lost(id))),
+                Err(e) => return Err(Failure::of_run(e)),
+            },
         }
     };
     drop(raw);

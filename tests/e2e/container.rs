@@ -12,7 +12,8 @@ use serde_json::json;
 use tempfile::NamedTempFile;
 
 use crate::{
-    crash, exec, files, lifecycle, logs, options, policies, ports, process, servers, volumes, watch,
+    crash, exec, files, lifecycle, logs, options, policies, ports, process, servers, terminals, volumes,
+    watch,
 };
 
 /// Tests of other files, in containers.
@@ -59,6 +60,7 @@ pub const SHARED: &[Test] = &tests_in_containers! {
         policies::a_log_rotates_and_is_followed_through_that,
         policies::a_full_disk_stops_the_log_and_nothing_else,
         policies::a_lack_of_memory_is_told,
+        terminals::a_person_at_a_terminal_finds_every_habit_working,
         volumes::a_volume_outlives_its_sandboxes;
     Need::ContainersAndServer { image: "postgres", client: "psql" } =>
         servers::postgres_lets_psql_in_with_the_password_and_keeps_every_committed_row;
