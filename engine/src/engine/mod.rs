@@ -54,7 +54,7 @@ use crate::{
     control::{self, Exit, FRAME_BYTES, REQUEST_BYTES, Reply, Request},
     disk,
     error::CODE_BRIG,
-    events::{self, Event},
+    events::{self, Event, Journal, Kind},
     frames::{self, FrameReader},
     host::Machine,
     log::{LineReader, LogOptions, LogReader},
@@ -95,7 +95,7 @@ impl Engine {
         brig_image_store::removal::set_helper(crate::cell::empty);
         Ok(Self {
             registry: Registry::new(paths.sandboxes()),
-            store: Store::open(&paths.images())?,
+            store: Store::open(&paths.images())?.telling(Journal::new(paths.events())),
             host: Machine::new(&paths),
             paths,
         })
@@ -267,6 +267,36 @@ impl Engine {
                 gone.push(record.name);
             }
         }
+        Ok((gone, bytes))
+    }
+
+    /// Removes the sandboxes that do not run and that `wanted` agrees to. Gives their ids and the bytes that they took.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub async fn prune_sandboxes(
+        &self,
+        wanted: impl Fn(&Sandbox) -> bool,
+    ) -> Result<(Vec<String>, u64), Error> {
+        let (mut gone, mut bytes) = (Vec::new(), 0);
+        for sandbox in self.list()? {
+            if sandbox.supervised || !wanted(&sandbox) {
+                continue;
+            }
+            let took = self.sandbox_usage(&sandbox);
+            // One that has been started meanwhile stays.
+            if self.remove(sandbox.id().as_str(), false).await.is_ok() {
+                bytes += took;
+                gone.push(sandbox.id().to_string());
+            }
+        }
+        let reclaimed = bytes.to_string();
+        Journal::new(self.paths.events()).note(
+            Kind::Container,
+            "prune",
+            "",
+            [("reclaimed", reclaimed.as_str())],
+        );
         Ok((gone, bytes))
     }
 

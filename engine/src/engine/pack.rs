@@ -141,7 +141,15 @@ impl Engine {
         let diff_id = blob.digest;
         let found = composition.assemble(&incoming, NewLayer { blob, diff_id })?;
         let image = found.image.clone();
-        Ok(incoming.publish(&[found])?.pop().unwrap_or(image))
+        let image = incoming.publish(&[found])?.pop().unwrap_or(image);
+        let id = image.id.to_string();
+        let mut more = vec![("imageID", id.clone())];
+        if let Some(name) = &options.name {
+            self.store.note("tag", Some(&image), &id, &name.to_string());
+            more.push(("imageRef", name.to_string()));
+        }
+        self.note(&sandbox, "commit", &more);
+        Ok(image)
     }
 
     pub(super) fn image_of(&self, sandbox: &Sandbox) -> Result<Image, Error> {
