@@ -10,7 +10,7 @@ use brig_protocol::{
     vmm::{MEMORY_MIB_MAX, MEMORY_MIB_MIN, VCPUS_MAX},
 };
 
-use crate::port::PortError;
+use crate::{port::PortError, resources::CONTAINER_MIB_MIN};
 
 /// Exit code of a command that fails other than by what it was to run.
 pub const CODE_COMMAND: i32 = 1;
@@ -136,14 +136,16 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// A guest kernel needs more.
-    #[error("{asked} of memory is too little for a guest: give it {MEMORY_MIB_MIN} MiB or more")]
+    /// A guest's kernel needs more, or a container does.
+    #[error(
+        "{asked} of memory is too little: a guest, which has a kernel of its own, needs {MEMORY_MIB_MIN} MiB, a container {CONTAINER_MIB_MIN} MiB"
+    )]
     MemoryTooSmall {
         /// As the user wrote it.
         asked: String,
     },
     /// More than a VMM can give.
-    #[error("{asked} of memory is too much for a guest: at most {MEMORY_MIB_MAX} MiB")]
+    #[error("{asked} of memory is too much: a guest has {MEMORY_MIB_MAX} MiB at most")]
     MemoryTooLarge {
         /// As the user wrote it.
         asked: String,

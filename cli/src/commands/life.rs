@@ -3,10 +3,12 @@
 
 use brig_engine::{Engine, Error, engine::Changes, signal::Signal};
 
-use super::print;
+use super::{images::filter::PruneFilters, print, system::report};
 use crate::{
-    arguments::{Kill, Rm, Sandboxes, Stop, Update},
+    arguments::{ContainerPrune, Kill, Rm, Sandboxes, Stop, Update},
+    confirm,
     failure::Failure,
+    text,
 };
 
 /// `brig stop`.
@@ -46,9 +48,29 @@ pub async fn remove(engine: &Engine, options: &Rm) -> Result<i32, Failure> {
         let removed = engine
             .remove_with(reference, options.force, options.volumes)
             .await;
-        outcome.take(removed.map(|()| reference.clone()))?;
+        match removed {
+            // As with Docker that is told, and no failure of one who only wants it gone.
+            Err(e @ Error::NoSuchSandbox(_)) if options.force => {
+                Failure::from(e).report();
+            }
+            removed => outcome.take(removed.map(|()| reference.clone()))?,
+        }
     }
     outcome.code()
+}
+
+/// `brig container prune`.
+pub async fn prune(engine: &Engine, options: &ContainerPrune) -> Result<i32, Failure> {
+    let filters = PruneFilters::new(&options.filter)?;
+    if !options.force && !confirm::ask("This will remove all stopped sandboxes.")? {
+        return Ok(0);
+    }
+    let (gone, bytes) = engine
+        .prune_sandboxes(|sandbox| filters.fit(sandbox.config.created, &sandbox.config.labels))
+        .await?;
+    report("Deleted Containers:", gone)?;
+    print(&format!("Total reclaimed space: {}\n", text::size(bytes)))?;
+    Ok(0)
 }
 
 /// `brig wait`.

@@ -1,8 +1,9 @@
 //! `ps`: which sandboxes, and what of each.
 
 use brig_engine::{
-    Engine,
+    Engine, Isolation,
     sandbox::{Sandbox, Status, health::HealthStatus},
+    volume::{Source, VolumeMount},
 };
 use brig_image_store::ImageId;
 use jiff::Timestamp;
@@ -12,7 +13,7 @@ use super::{print, print_lines};
 use crate::{arguments::Ps, failure::Failure, listing, text};
 
 /// The heading of each field.
-const FIELDS: [(&str, &str); 13] = [
+const FIELDS: [(&str, &str); 16] = [
     ("ID", "CONTAINER ID"),
     ("Image", "IMAGE"),
     ("Command", "COMMAND"),
@@ -24,6 +25,9 @@ const FIELDS: [(&str, &str); 13] = [
     ("Ports", "PORTS"),
     ("Names", "NAMES"),
     ("Size", "SIZE"),
+    ("Mounts", "MOUNTS"),
+    ("LocalVolumes", "LOCAL VOLUMES"),
+    ("Networks", "NETWORKS"),
     ("Labels", "LABELS"),
     ("Label", "LABEL"),
 ];
@@ -87,12 +91,24 @@ fn id(sandbox: &Sandbox, whole: bool) -> &str {
 
 fn row(sandbox: &Sandbox, whole: bool, now: Timestamp, size: &str) -> Value {
     let config = &sandbox.config;
-    let ports: Vec<String> = sandbox.state.ports.iter().map(ToString::to_string).collect();
+    let mut ports: Vec<String> = sandbox.state.ports.iter().map(ToString::to_string).collect();
+    if sandbox.is_running() {
+        // As with Docker those that nobody can reach from outside, too.
+        let bound = |exposed: &&String| {
+            let mut ports = sandbox.state.ports.iter();
+            !ports.any(|port| **exposed == format!("{}/tcp", port.container_port))
+        };
+        ports.extend(config.exposed_ports.iter().filter(bound).cloned());
+    }
     let labels: Vec<String> = config
         .labels
         .iter()
         .map(|(name, value)| format!("{name}={value}"))
         .collect();
+    let volumes = config
+        .mounts
+        .iter()
+        .filter(|mount| matches!(mount.source, Source::Volume(_)));
     json!({
         "ID": id(sandbox, whole),
         "Image": config.image,
@@ -105,9 +121,23 @@ fn row(sandbox: &Sandbox, whole: bool, now: Timestamp, size: &str) -> Value {
         "Ports": ports.join(", "),
         "Names": config.name,
         "Size": size,
+        "Mounts": mounts(sandbox).join(","),
+        "LocalVolumes": volumes.count().to_string(),
+        // There is the loopback, and what is published.
+        "Networks": "none",
         "Labels": labels.join(","),
         "Label": config.labels,
     })
+}
+
+/// What is mounted: names of volumes, paths of the host's.
+fn mounts(sandbox: &Sandbox) -> Vec<String> {
+    let name = |mount: &VolumeMount| match &mount.source {
+        Source::Volume(name) => name.clone(),
+        Source::Anonymous => String::new(),
+        Source::Host(path) => path.display().to_string(),
+    };
+    sandbox.config.mounts.iter().map(name).collect()
 }
 
 /// `Up 2 minutes`, `Exited (0) 5 seconds ago`, `Created`.
@@ -146,11 +176,17 @@ fn status(sandbox: &Sandbox, now: Timestamp) -> String {
 
 /// `1.2MB (virtual 28MB)`: what the sandbox has on the disk, and that with its image.
 fn size(engine: &Engine, sandbox: &Sandbox) -> String {
+    let (own, all) = sizes(engine, sandbox);
+    format!("{} (virtual {})", text::size(own), text::size(all))
+}
+
+/// Bytes that the sandbox has on the disk, and those with its image's.
+pub fn sizes(engine: &Engine, sandbox: &Sandbox) -> (u64, u64) {
     let own = engine.sandbox_usage(sandbox);
     let image = sandbox.config.image_id.parse().ok().map(ImageId);
     let image = image.and_then(|id| engine.images().image(&id).ok().flatten());
     let shared = image.map_or(0, |image| engine.images().disk_usage([&image]));
-    format!("{} (virtual {})", text::size(own), text::size(own + shared))
+    (own, own + shared)
 }
 
 /// What a sandbox must be. Several of one kind are alternatives, but labels, of which it must have all.
@@ -164,6 +200,10 @@ struct Filters {
     /// Names and ids of images, as they were asked for and as they are resolved.
     images: Option<Vec<String>>,
     ports: Vec<u16>,
+    /// Names of volumes, paths of the host's, and where they are mounted.
+    volumes: Vec<String>,
+    health: Vec<String>,
+    isolations: Vec<Isolation>,
     before: Option<Timestamp>,
     since: Option<Timestamp>,
 }
@@ -178,6 +218,9 @@ const STATES: [&str; 7] = [
     "exited",
     "dead",
 ];
+
+/// Docker's words for what health checks find.
+const HEALTH: [&str; 4] = ["starting", "healthy", "unhealthy", "none"];
 
 impl Filters {
     fn new(engine: &Engine, texts: &[String]) -> Result<Self, Failure> {
@@ -222,11 +265,19 @@ impl Filters {
                         .ports
                         .push(port.parse().map_err(|_| wrong("write a port"))?);
                 }
+                "volume" => filters.volumes.push(value.to_owned()),
+                "health" => {
+                    if !HEALTH.contains(&value) {
+                        return Err(wrong(&format!("there are {}", HEALTH.join(", "))));
+                    }
+                    filters.health.push(value.to_owned());
+                }
+                "isolation" => filters.isolations.push(value.parse()?),
                 "before" => filters.before = Some(engine.find(value)?.config.created),
                 "since" => filters.since = Some(engine.find(value)?.config.created),
                 _ => {
                     return Err(wrong(
-                        "there are id, name, label, exited, status, ancestor, publish, expose, before, since",
+                        "there are id, name, label, exited, status, ancestor, publish, expose, volume, health, isolation, before, since",
                     ));
                 }
             }
@@ -245,6 +296,17 @@ impl Filters {
             let on_host = state.ports.iter().any(|bound| bound.host.port() == *port);
             published || exposed || on_host
         };
+        let has_mount = |wanted: &str| {
+            let targets = config.mounts.iter().map(|mount| mount.target.clone());
+            mounts(sandbox)
+                .into_iter()
+                .chain(targets)
+                .any(|name| name == wanted)
+        };
+        let health = state
+            .health
+            .as_ref()
+            .map_or("none", |health| health.status.as_str());
         (self.ids.is_empty()
             || self
                 .ids
@@ -266,6 +328,9 @@ impl Filters {
                 .as_ref()
                 .is_none_or(|images| images.contains(&config.image) || images.contains(&config.image_id))
             && (self.ports.is_empty() || self.ports.iter().any(has_port))
+            && (self.volumes.is_empty() || self.volumes.iter().any(|wanted| has_mount(wanted)))
+            && (self.health.is_empty() || self.health.iter().any(|wanted| wanted == health))
+            && (self.isolations.is_empty() || self.isolations.contains(&config.isolation))
             && self.before.is_none_or(|before| config.created < before)
             && self.since.is_none_or(|since| config.created > since)
     }
@@ -298,6 +363,9 @@ mod tests {
             "ancestor=nginx",
             "publish=80/tcp",
             "expose=80",
+            "volume=/data",
+            "health=none",
+            "isolation=container",
         ] {
             assert!(read(text).is_ok(), "{text}");
         }
@@ -309,6 +377,8 @@ mod tests {
             "status=up",
             "publish=http",
             "before=none",
+            "health=well",
+            "isolation=jail",
         ] {
             assert!(read(text).is_err(), "{text}");
         }

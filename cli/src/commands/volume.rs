@@ -112,25 +112,28 @@ fn filter_of<'a>(filter: &'a str, sandboxes: &'a [Sandbox]) -> Result<Filter<'a>
 }
 
 fn inspect(engine: &Engine, options: &VolumeInspect) -> Result<i32, Failure> {
-    let (volumes, sandboxes) = (engine.volumes(), engine.list()?);
-    let describe = |name: &String| {
-        let record = volumes.find(name)?;
-        let users: Vec<&str> = volume::users(name, &sandboxes)
-            .map(|sandbox| sandbox.config.name.as_str())
-            .collect();
-        Ok(json!({
-            "Name": record.name,
-            "CreatedAt": record.created.to_string(),
-            "Driver": "local",
-            "Labels": record.labels,
-            "Mountpoint": volumes.path(name),
-            "Options": Value::Null,
-            "Scope": "local",
-            "UsageData": { "Size": engine.volume_usage(name), "RefCount": users.len() },
-            "Brig": { "Isolation": record.isolation.map(Isolation::as_str), "Anonymous": record.anonymous, "UsedBy": users },
-        }))
-    };
+    let describe = |name: &String| describe(engine, name);
     described::show(options.format.as_deref(), options.volumes.iter().map(describe))
+}
+
+/// A volume as Docker's API describes it.
+pub fn describe(engine: &Engine, name: &str) -> Result<Value, Failure> {
+    let (volumes, sandboxes) = (engine.volumes(), engine.list()?);
+    let record = volumes.find(name)?;
+    let users: Vec<&str> = volume::users(name, &sandboxes)
+        .map(|sandbox| sandbox.config.name.as_str())
+        .collect();
+    Ok(json!({
+        "Name": record.name,
+        "CreatedAt": record.created.to_string(),
+        "Driver": "local",
+        "Labels": record.labels,
+        "Mountpoint": volumes.path(name),
+        "Options": Value::Null,
+        "Scope": "local",
+        "UsageData": { "Size": engine.volume_usage(name), "RefCount": users.len() },
+        "Brig": { "Isolation": record.isolation.map(Isolation::as_str), "Anonymous": record.anonymous, "UsedBy": users },
+    }))
 }
 
 fn remove(engine: &Engine, options: &VolumeRemove) -> Result<i32, Failure> {

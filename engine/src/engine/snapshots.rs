@@ -162,7 +162,8 @@ impl Engine {
         options: &SnapshotOptions,
     ) -> Result<Config, Error> {
         let saved = self.snapshots().record(name)?.config;
-        saved.memory.check_host()?;
+        saved.memory.check_guest()?;
+        options.restart.check(options.auto_remove)?;
         let make = |id, sandbox_name| go_on_config(&saved, name, options, id, sandbox_name);
         spec::check(&make(id.clone(), String::new()))?;
         let image = self.image_of_snapshot(name)?;
