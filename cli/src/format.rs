@@ -669,10 +669,7 @@ fn printf(format: &str, values: &[Value]) -> Result<String, FormatError> {
             digits.parse::<u64>().ok()
         };
         let width = number(&mut rest).unwrap_or(0);
-        let precision = match rest.next_if_eq(&'.') {
-            Some(_) => Some(number(&mut rest).unwrap_or(0)),
-            None => None,
-        };
+        let precision = rest.next_if_eq(&'.').map(|_| number(&mut rest).unwrap_or(0));
         if width > WIDTH_MAX {
             return Err(wrong());
         }
@@ -782,7 +779,7 @@ mod tests {
                 "0=a:1 abc;1=b:2 abc;",
             ),
             (
-                r#"{{range $name, $_ := .Config.Labels}}{{$name}}{{end}}"#,
+                "{{range $name, $_ := .Config.Labels}}{{$name}}{{end}}",
                 "org.name",
             ),
             ("{{range $tag := .Tags}}{{$tag}}{{end}}", "a:1b:2"),
