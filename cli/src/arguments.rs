@@ -1071,6 +1071,12 @@ fn one_line(error: &clap::Error, words: impl IntoIterator<Item = String>) -> Str
     {
         return format!("{option} cannot be honoured: {why}");
     }
+    if let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidSubcommand)
+        && command == "brig"
+        && let Some(why) = unsupported::command(name)
+    {
+        return format!("there is no command {name}: {why}");
+    }
     let text = error.render().to_string();
     let message: Vec<&str> = text
         .lines()
@@ -1368,6 +1374,14 @@ mod tests {
         assert!(run(&["--net=none", "img"]).is_ok());
         let line = one_line(&run(&["-m", "1m", "img"]).unwrap_err(), []);
         assert!(line.contains("too little"), "{line}");
+        for name in ["build", "network", "compose"] {
+            let wrong = Arguments::try_parse_from(["brig", name, "ls"]).unwrap_err();
+            let line = one_line(&wrong, [name.to_owned()]);
+            assert!(
+                line.starts_with(&format!("there is no command {name}: ")),
+                "{line}"
+            );
+        }
         let words = ["image", "rmm"].map(String::from);
         let wrong = Arguments::try_parse_from(["brig", "image", "rmm"]).unwrap_err();
         let line = one_line(&wrong, words);

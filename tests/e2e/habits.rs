@@ -242,7 +242,11 @@ pub(crate) fn what_docker_has_long_forms_filters_and_formats_for() {
 
     // What runs stays, and what a filter is not true of.
     assert!(!brig.ok(&["container", "prune", "-f"]).contains(id));
-    brig.ok(&["container", "stop", "-t", "0", "long"]);
+    // Dead when the command ends, paused or not.
+    brig.ok(&["container", "pause", "long"]);
+    brig.ok(&["container", "kill", "long"]);
+    assert_eq!(brig.inspect("long", "/State/Status"), "exited");
+    assert_eq!(brig.inspect("long", "/State/ExitCode"), 137);
     for filter in ["label=team=db", "label!=team", "until=24h"] {
         let gone = brig.ok(&["container", "prune", "-f", "--filter", filter]);
         assert!(!gone.contains(id), "{filter}: {gone}");

@@ -477,6 +477,20 @@ pub(crate) fn a_sandbox_s_files_are_exported_compared_and_committed() {
     assert!(image.starts_with("sha256:"));
     assert_eq!(brig.ok(&["run", "--rm", "again"]), "new\n");
     assert!(Path::new(&archive).exists());
+    let told = |action: &str, format: &str| {
+        let filter = format!("event={action}");
+        let words = ["events", "--since", "24h", "--until", "0s", "--filter", &filter];
+        brig.ok(&[&words[..], &["--filter", "container=work", "--format", format]].concat())
+    };
+    let id = id.trim();
+    assert_eq!(
+        told(
+            "commit",
+            "{{.Actor.Attributes.imageID}} {{.Actor.Attributes.imageRef}}"
+        ),
+        format!("{id} made:1\n")
+    );
+    assert_eq!(told("export", "{{.Type}}"), "container\n");
     brig.ok(&["rm", "work"]);
     brig.assert_nothing_left();
 }

@@ -1,4 +1,5 @@
-//! Options of Docker's `run` and `update` that brig does not have, and why: whoever writes one is told more than that it is not known.
+//! Options of Docker's `run` and `update`, and commands of Docker's, that brig does not have, and why: whoever writes one is told
+//! more than that it is not known.
 
 const NETWORK: &str = "a sandbox has no network but its loopback and the ports that -p publishes";
 const NAMESPACES: &str = "each sandbox has namespaces of its own";
@@ -80,6 +81,34 @@ const REASONS: [(&[&str], &str); 14] = [
         "there is no daemon whose socket a sandbox could have",
     ),
 ];
+
+/// Commands of Docker's, and what is said of them.
+const COMMANDS: [(&[&str], &str); 5] = [
+    (
+        &["build", "buildx", "builder"],
+        "brig builds no images: build them elsewhere, and brig load, brig pull or brig import them; brig commit makes one of a sandbox",
+    ),
+    (&["network"], NETWORK),
+    (
+        &["compose", "swarm", "service", "stack", "node", "secret"],
+        "brig runs single sandboxes: brig run",
+    ),
+    (
+        &["context"],
+        "brig has no daemon to be connected with: $BRIG_ROOT says where its files are",
+    ),
+    (
+        &["plugin", "trust", "manifest", "checkpoint"],
+        "brig has nothing of that kind",
+    ),
+];
+
+/// Why brig does not have a command that Docker has.
+pub(super) fn command(name: &str) -> Option<&'static str> {
+    let mut commands = COMMANDS.iter();
+    let known = |names: &&[&str]| names.contains(&name);
+    commands.find(|(names, _)| known(names)).map(|(_, why)| *why)
+}
 
 /// Why `command` cannot do what `option` says, if Docker's can.
 pub(super) fn reason(command: &str, option: &str) -> Option<&'static str> {

@@ -1,6 +1,8 @@
 //! `stop`, `update`, `rm`, `wait` and `kill`: each does its work for all sandboxes that it is given, and fails at the end when it
 //! failed for one.
 
+use std::time::Duration;
+
 use brig_engine::{Engine, Error, engine::Changes, signal::Signal};
 
 use super::{images::filter::PruneFilters, print, system::report};
@@ -10,6 +12,9 @@ use crate::{
     failure::Failure,
     text,
 };
+
+/// How long a sandbox is waited for that has been sent SIGKILL: Docker's.
+const DEATH: Duration = Duration::from_secs(10);
 
 /// `brig stop`.
 pub async fn stop(engine: &Engine, options: &Stop) -> Result<i32, Failure> {
@@ -97,7 +102,12 @@ pub async fn kill(engine: &Engine, options: &Kill) -> Result<i32, Failure> {
     let signal: Signal = options.signal.parse()?;
     let mut outcome = Outcome::default();
     for reference in &options.sandboxes.sandboxes {
+        let sandbox = engine.find(reference).map(|sandbox| sandbox.id().to_string());
         let sent = engine.kill(reference, signal).await;
+        if let (Ok(()), Ok(id), Signal::KILL) = (&sent, sandbox, signal) {
+            // As with Docker it is dead when the command ends. One with --rm is gone then, which is no failure.
+            let _ = tokio::time::timeout(DEATH, engine.wait(&id)).await;
+        }
         outcome.take(sent.map(|()| reference.clone()))?;
     }
     outcome.code()

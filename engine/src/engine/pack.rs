@@ -61,7 +61,9 @@ impl Engine {
     ) -> Result<(), Error> {
         let sandbox = self.find(reference)?;
         self.pack(reference, &sandbox, Pack::Files, cold, report, sink)
-            .await
+            .await?;
+        self.note(&sandbox, "export", &[]);
+        Ok(())
     }
 
     /// What a sandbox has changed of its image's files: `A`, `C` or `D` and the path, which a guest chose, each.
