@@ -47,11 +47,14 @@ use crate::{detach::DetachKeys, durations};
 
 /// Run an untrusted image in a microVM of its own
 #[derive(Debug, Parser)]
-#[command(name = "brig", version, disable_help_subcommand = true, after_help = EXAMPLES)]
+#[command(name = "brig", version, disable_help_subcommand = true, disable_version_flag = true, after_help = EXAMPLES)]
 pub struct Arguments {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// Print version
+    #[arg(short = 'v', short_alias = 'V', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
 }
 
 impl Arguments {
@@ -69,7 +72,10 @@ impl Arguments {
             _ => None,
         };
         if let Some(command) = alone {
-            return Ok(Self { command });
+            return Ok(Self {
+                command,
+                version: None,
+            });
         }
         let arguments = match Self::try_parse_from(&words) {
             Ok(arguments) => arguments,
@@ -81,6 +87,7 @@ impl Arguments {
         Ok(match arguments.command {
             Command::Container(command) => Self {
                 command: command.short(),
+                version: None,
             },
             Command::Help(help) => {
                 let name = std::iter::once("brig".to_owned());
@@ -605,7 +612,7 @@ fn parse_ports(text: &str) -> Result<Ports, port::PortError> {
 }
 
 const PS_EXAMPLES: &str = "\
-Filters: id, name, label=NAME[=VALUE], exited=CODE, status=created|running|paused|restarting|exited, ancestor=IMAGE, publish=PORT,
+Filters: id, name (a part, ^ and $ for its ends), label=NAME[=VALUE], exited=CODE, status=created|running|paused|restarting|exited, ancestor=IMAGE, publish=PORT,
 expose=PORT, volume=NAME|PATH, health=starting|healthy|unhealthy|none, isolation=vm|container, before=SANDBOX, since=SANDBOX. Several of
 one kind are alternatives, but labels.
 A format is `table`, `json`, or a template of .ID .Image .Command .CreatedAt .RunningFor .Status .State .Isolation .Ports .Names .Size

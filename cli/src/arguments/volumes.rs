@@ -51,7 +51,7 @@ pub struct VolumeList {
     /// Only those that this is true of: dangling=BOOL, name=PART, label=NAME[=VALUE]
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub filter: Vec<String>,
-    /// `table`, `json`, or a template of .Name .Driver .Isolation .Size .Labels .CreatedAt
+    /// `table`, `json`, or a template of .Name .Driver .Isolation .Size .Labels .CreatedAt .Mountpoint .Scope .Links
     #[arg(long, value_name = "FORMAT", conflicts_with = "quiet")]
     pub format: Option<String>,
 }

@@ -193,7 +193,7 @@ pub fn sizes(engine: &Engine, sandbox: &Sandbox) -> (u64, u64) {
 #[derive(Debug, Default)]
 struct Filters {
     ids: Vec<String>,
-    names: Vec<String>,
+    names: Vec<NamePattern>,
     labels: Vec<(String, Option<String>)>,
     exited: Vec<i32>,
     status: Option<Vec<String>>,
@@ -206,6 +206,42 @@ struct Filters {
     isolations: Vec<Isolation>,
     before: Option<Timestamp>,
     since: Option<Timestamp>,
+}
+
+/// What a name must be like: Docker takes a regular expression, of which people use the ends (`^web`, `^/web$`).
+#[derive(Debug, PartialEq, Eq)]
+struct NamePattern {
+    part: String,
+    at_start: bool,
+    at_end: bool,
+}
+
+impl NamePattern {
+    fn new(text: &str) -> Result<Self, String> {
+        let anchored = text.strip_prefix('^');
+        let rest = anchored.unwrap_or(text);
+        let ended = rest.strip_suffix('$');
+        // With Docker names begin with a slash.
+        let part = ended.unwrap_or(rest).trim_start_matches('/');
+        let is_of_names = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+        if !part.chars().all(is_of_names) {
+            return Err("a part of a name, with ^ before its start and $ behind its end".to_owned());
+        }
+        Ok(Self {
+            part: part.to_owned(),
+            at_start: anchored.is_some(),
+            at_end: ended.is_some(),
+        })
+    }
+
+    fn fits(&self, name: &str) -> bool {
+        match (self.at_start, self.at_end) {
+            (true, true) => name == self.part,
+            (true, false) => name.starts_with(&self.part),
+            (false, true) => name.ends_with(&self.part),
+            (false, false) => name.contains(&self.part),
+        }
+    }
 }
 
 /// Docker's states. Some, no sandbox of brig's is ever in.
@@ -232,7 +268,9 @@ impl Filters {
                 .ok_or_else(|| wrong("write it as KEY=VALUE"))?;
             match key {
                 "id" => filters.ids.push(value.to_owned()),
-                "name" => filters.names.push(value.trim_start_matches('/').to_owned()),
+                "name" => filters
+                    .names
+                    .push(NamePattern::new(value).map_err(|why| wrong(&why))?),
                 "label" => filters.labels.push(match value.split_once('=') {
                     Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
                     None => (value.to_owned(), None),
@@ -312,7 +350,7 @@ impl Filters {
                 .ids
                 .iter()
                 .any(|id| config.id.as_str().starts_with(id.as_str())))
-            && (self.names.is_empty() || self.names.iter().any(|name| config.name.contains(name.as_str())))
+            && (self.names.is_empty() || self.names.iter().any(|name| name.fits(&config.name)))
             && self.labels.iter().all(|(name, value)| {
                 let found = config.labels.get(name);
                 found.is_some_and(|found| value.as_ref().is_none_or(|value| value == found))
@@ -377,12 +415,23 @@ mod tests {
             "status=up",
             "publish=http",
             "before=none",
+            "name=(web)",
+            "name=a|b",
             "health=well",
             "isolation=jail",
         ] {
             assert!(read(text).is_err(), "{text}");
         }
-        assert_eq!(read("name=/web").unwrap().names, ["web"]);
+        let fits = |pattern: &str, name: &str| {
+            let filters = read(&format!("name={pattern}")).unwrap();
+            filters.names[0].fits(name)
+        };
+        for pattern in ["web", "/web", "^web$", "^/web$", "^we", "eb$", "e", ""] {
+            assert!(fits(pattern, "web"), "{pattern}");
+        }
+        for pattern in ["webs", "^eb", "we$", "^we$", "^/eb"] {
+            assert!(!fits(pattern, "web"), "{pattern}");
+        }
         assert_eq!(
             read("label=a=b=c").unwrap().labels,
             [("a".to_owned(), Some("b=c".to_owned()))]

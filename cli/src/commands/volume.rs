@@ -15,13 +15,16 @@ use crate::{
     listing, text,
 };
 
-const FIELDS: [(&str, &str); 6] = [
+const FIELDS: [(&str, &str); 9] = [
     ("Name", "VOLUME NAME"),
     ("Driver", "DRIVER"),
     ("Isolation", "ISOLATION"),
     ("Size", "SIZE"),
     ("Labels", "LABELS"),
     ("CreatedAt", "CREATED AT"),
+    ("Mountpoint", "MOUNTPOINT"),
+    ("Scope", "SCOPE"),
+    ("Links", "LINKS"),
 ];
 
 const TABLE: &str = "table {{.Driver}}\t{{.Name}}\t{{.Isolation}}\t{{.Size}}";
@@ -44,7 +47,7 @@ fn create(engine: &Engine, options: &VolumeCreate) -> Result<i32, Failure> {
     Ok(0)
 }
 
-fn row(engine: &Engine, record: &Record) -> Value {
+fn row(engine: &Engine, record: &Record, sandboxes: &[Sandbox]) -> Value {
     let labels: Vec<String> = record
         .labels
         .iter()
@@ -57,6 +60,9 @@ fn row(engine: &Engine, record: &Record) -> Value {
         "Size": text::size(engine.volume_usage(&record.name)),
         "Labels": labels.join(","),
         "CreatedAt": record.created.to_string(),
+        "Mountpoint": engine.volumes().path(&record.name),
+        "Scope": "local",
+        "Links": volume::users(&record.name, sandboxes).count().to_string(),
     })
 }
 
@@ -71,7 +77,7 @@ fn list(engine: &Engine, options: &VolumeList) -> Result<i32, Failure> {
         print_lines(all.iter().map(|record| &record.name))?;
         return Ok(0);
     }
-    let rows: Vec<Value> = all.iter().map(|record| row(engine, record)).collect();
+    let rows: Vec<Value> = all.iter().map(|record| row(engine, record, &sandboxes)).collect();
     let format = options
         .format
         .as_deref()
