@@ -87,4 +87,7 @@ pub struct VolumePrune {
     /// Do not ask
     #[arg(short, long)]
     pub force: bool,
+    /// Only those that this is true of: until=TIME, label=KEY[=VALUE], label!=KEY[=VALUE]
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub filter: Vec<String>,
 }

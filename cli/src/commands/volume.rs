@@ -7,7 +7,7 @@ use brig_engine::{
 };
 use serde_json::{Value, json};
 
-use super::{create::labels, described, print, print_lines};
+use super::{create::labels, described, images::filter::PruneFilters, print, print_lines};
 use crate::{
     arguments::{Volume, VolumeCreate, VolumeInspect, VolumeList, VolumePrune, VolumeRemove},
     confirm,
@@ -163,10 +163,12 @@ fn prune(engine: &Engine, options: &VolumePrune) -> Result<i32, Failure> {
     } else {
         "all volumes without a name that no sandbox has"
     };
+    let filters = PruneFilters::new(&options.filter)?;
     if !options.force && !confirm::ask(&format!("This will remove {which}.\n"))? {
         return Ok(0);
     }
-    let (gone, bytes) = engine.prune_volumes(options.all)?;
+    let (gone, bytes) =
+        engine.prune_volumes(options.all, |record| filters.fit(record.created, &record.labels))?;
     if !gone.is_empty() {
         print_lines(["Deleted Volumes:".to_owned()])?;
         print_lines(gone)?;

@@ -248,17 +248,22 @@ impl Engine {
         self.volumes().remove(name, &self.list()?)
     }
 
-    /// Removes the volumes that no sandbox has: those that nobody has named, or `all`. Gives their names and the bytes that they took.
+    /// Removes the volumes that no sandbox has and that `wanted` agrees to: those that nobody has named, or `all`. Gives their names
+    /// and the bytes that they took.
     ///
     /// # Errors
     /// [`Error::File`].
-    pub fn prune_volumes(&self, all: bool) -> Result<(Vec<String>, u64), Error> {
+    pub fn prune_volumes(
+        &self,
+        all: bool,
+        wanted: impl Fn(&volume::Record) -> bool,
+    ) -> Result<(Vec<String>, u64), Error> {
         let (volumes, sandboxes) = (self.volumes(), self.list()?);
         let (mut gone, mut bytes) = (Vec::new(), 0);
         for record in volumes
             .list()?
             .into_iter()
-            .filter(|record| all || record.anonymous)
+            .filter(|record| (all || record.anonymous) && wanted(record))
         {
             let took = self.volume_usage(&record.name);
             // One that is in use stays.
@@ -267,6 +272,13 @@ impl Engine {
                 gone.push(record.name);
             }
         }
+        let reclaimed = bytes.to_string();
+        Journal::new(self.paths.events()).note(
+            Kind::Volume,
+            "prune",
+            "",
+            [("reclaimed", reclaimed.as_str())],
+        );
         Ok((gone, bytes))
     }
 

@@ -214,7 +214,7 @@ pub async fn prune(engine: &Engine, options: &SystemPrune) -> Result<i32, Failur
         .await?;
     report("Deleted Sandboxes:", gone)?;
     if options.volumes {
-        let (gone, took) = engine.prune_volumes(false)?;
+        let (gone, took) = engine.prune_volumes(false, |_| true)?;
         bytes += took;
         report("Deleted Volumes:", gone)?;
     }
