@@ -75,7 +75,7 @@ pub enum Error {
     #[error("cannot attach to a stopped sandbox: start it first (brig start {0})")]
     CannotAttach(String),
     /// No signal is called so.
-    #[error("invalid signal: {0}")]
+    #[error("invalid signal: {0}: write a name or a number, TERM or 15")]
     InvalidSignal(String),
     /// No amount of memory.
     #[error("invalid amount of memory {0:?}: write it as 512m or 1g")]
@@ -189,13 +189,13 @@ pub enum Error {
     #[error("invalid number of CPUs {0:?}: from 0.01 to {VCPUS_MAX}")]
     InvalidCpus(String),
     /// Not `NAME=value`, or a NUL byte in it.
-    #[error("invalid environment variable {0:?}")]
+    #[error("invalid environment variable {0:?}: write it as NAME=VALUE")]
     InvalidEnv(String),
     /// Not an absolute path.
     #[error("invalid working directory {0:?}: it must be an absolute path")]
     InvalidWorkingDir(String),
     /// A hostname has letters, digits, dots and dashes, 64 at most.
-    #[error("invalid hostname {0:?}")]
+    #[error("invalid hostname {0:?}: it has letters, digits, dots and dashes, 64 at most")]
     InvalidHostname(String),
     /// An argument cannot be passed to exec.
     #[error("invalid argument: it contains a NUL byte")]
