@@ -1,6 +1,6 @@
 //! Docker's small habits around a sandbox: names, lists, logs by time, files of ids and labels, completions.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use brig_tests::{brig::Brig, machine::Need, suite::Isolation, tests};
 use serde_json::Value;
@@ -239,6 +239,30 @@ pub(crate) fn what_docker_has_long_forms_filters_and_formats_for() {
     assert!(types.contains(&format!("Images={all}\nSandboxes=1\n")), "{types}");
     let help = brig.ok(&["help", "container", "prune"]);
     assert!(help.contains("Usage: brig container prune"), "{help}");
+
+    // A shell completes names, too.
+    let completed = |words: &str| {
+        let script = format!(
+            "brig() {{ \"$BRIG\" \"$@\"; }}; source <(brig completion bash); COMP_WORDS=({words}); \
+             COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _brig_names brig \"${{COMP_WORDS[-1]}}\" ''; echo \"${{COMPREPLY[*]}}\""
+        );
+        let mut command = Command::new("bash");
+        let ours = brig.command(&["ps"]);
+        let values = ours.get_envs().filter_map(|(name, value)| Some((name, value?)));
+        let output = command
+            .args(["-c", &script])
+            .envs(values)
+            .env("BRIG", ours.get_program())
+            .output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    assert_eq!(completed("brig stop lo"), "long\n");
+    assert_eq!(completed("brig container exec -it lo"), "long\n");
+    assert_eq!(completed("brig run --rm bus"), "busybox:latest\n");
+    assert_eq!(completed("brig image rm bus"), "busybox:latest\n");
+    assert_eq!(completed("brig stop nothing"), "\n");
+    assert!(completed("brig stop --ti").contains("--time"));
+    assert_eq!(completed("brig unpa"), "unpause\n");
 
     // What runs stays, and what a filter is not true of.
     assert!(!brig.ok(&["container", "prune", "-f"]).contains(id));
