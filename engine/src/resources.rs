@@ -11,7 +11,7 @@ use crate::Error;
 /// Least memory of a container in MiB: Docker's.
 pub(crate) const CONTAINER_MIB_MIN: u32 = 6;
 
-/// A sandbox's memory in MiB. What a guest has is within what a VMM can give, see [`MemoryMib::check_guest`].
+/// A sandbox's memory in MiB. What a guest has is within what a VMM can give, see [`MemoryMib::check_host`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MemoryMib(u32);
 
@@ -41,7 +41,7 @@ impl MemoryMib {
     ///
     /// # Errors
     /// [`Error::MemoryTooSmall`], [`Error::MemoryTooLarge`], [`Error::MemoryOfHost`].
-    pub fn check_guest(self) -> Result<Self, Error> {
+    pub fn check_host(self) -> Result<Self, Error> {
         let asked = || format!("{}m", self.0);
         if self.0 < MEMORY_MIB_MIN {
             return Err(Error::MemoryTooSmall { asked: asked() });
@@ -194,8 +194,8 @@ mod tests {
     fn a_guest_has_neither_less_than_its_kernel_needs_nor_more_than_the_host_has() {
         let all = "256g".parse::<MemoryMib>().unwrap();
         let total = rustix::system::sysinfo().totalram as u64;
-        assert_eq!(all.check_guest().is_err(), all.bytes() > total);
-        let check = |text: &str| text.parse::<MemoryMib>().unwrap().check_guest();
+        assert_eq!(all.check_host().is_err(), all.bytes() > total);
+        let check = |text: &str| text.parse::<MemoryMib>().unwrap().check_host();
         assert!(check("64m").is_ok());
         assert!(matches!(check("63m"), Err(Error::MemoryTooSmall { .. })));
         assert!(matches!(check("999t"), Err(Error::MemoryTooLarge { .. })));

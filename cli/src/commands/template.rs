@@ -29,7 +29,7 @@ pub async fn dispatch(engine: &Engine, command: Template) -> Result<i32, Failure
 }
 
 async fn create(engine: &Engine, options: &TemplateCreate) -> Result<i32, Failure> {
-    let memory = options.memory.map(MemoryMib::check_guest).transpose()?;
+    let memory = options.memory.map(MemoryMib::check_host).transpose()?;
     let step = Step::spinner("Making a template");
     let ensured = engine
         .ensure_template(Shape::new(options.cpus, memory), true, &mut || {})

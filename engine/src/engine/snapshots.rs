@@ -162,7 +162,7 @@ impl Engine {
         options: &SnapshotOptions,
     ) -> Result<Config, Error> {
         let saved = self.snapshots().record(name)?.config;
-        saved.memory.check_guest()?;
+        saved.memory.check_host()?;
         options.restart.check(options.auto_remove)?;
         let make = |id, sandbox_name| go_on_config(&saved, name, options, id, sandbox_name);
         spec::check(&make(id.clone(), String::new()))?;

@@ -71,7 +71,7 @@ impl Limits {
     }
 
     fn check_guest(&self) -> Result<(), Error> {
-        self.memory.unwrap_or(MemoryMib::DEFAULT).check_guest()?;
+        self.memory.unwrap_or(MemoryMib::DEFAULT).check_host()?;
         if self
             .swap
             .is_some_and(|swap| Some(swap) != self.memory.map(Swap::Total))

@@ -59,7 +59,7 @@ impl Shape {
 
     /// Of the guests that unpack images: the default, so that its template serves them too, or less on a small host.
     pub fn unpack() -> Self {
-        let memory = MemoryMib::DEFAULT.check_guest().unwrap_or(MemoryMib::UNPACK);
+        let memory = MemoryMib::DEFAULT.check_host().unwrap_or(MemoryMib::UNPACK);
         Self::new(None, Some(memory))
     }
 }
