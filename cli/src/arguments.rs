@@ -2,9 +2,11 @@
 
 mod compare;
 mod config;
+mod container;
 mod copy;
 mod images;
 mod saved;
+mod unsupported;
 mod volumes;
 mod watch;
 mod wishes;
@@ -20,11 +22,15 @@ use brig_engine::{
     resources::{Cpus, MemoryMib},
     signal::Signal,
 };
-use brig_image_store::{MaxImageSize, Platform};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use brig_image_store::{MaxImageSize, Platform, image::ExposedPort};
+use clap::{
+    Args, CommandFactory, Parser, Subcommand, ValueEnum,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
 use self::compare::COMPARE_EXAMPLES;
 use self::config::CONFIG_EXAMPLES;
+use self::container::CONTAINER_EXAMPLES;
 use self::copy::CP_EXAMPLES;
 use self::images::{
     COMMIT_EXAMPLES, DIFF_EXAMPLES, EXPORT_EXAMPLES, IMAGE_EXAMPLES, IMPORT_EXAMPLES, LIST_EXAMPLES,
@@ -34,17 +40,21 @@ use self::saved::{FORK_EXAMPLES, SNAPSHOT_EXAMPLES, TEMPLATE_EXAMPLES};
 use self::volumes::VOLUME_EXAMPLES;
 use self::watch::{EVENTS_EXAMPLES, PAUSE_EXAMPLES, STATS_EXAMPLES, TOP_EXAMPLES};
 pub use self::{
-    compare::Compare, config::*, copy::Copy, images::*, saved::*, volumes::*, watch::*, wishes::Wishes,
+    compare::Compare, config::*, container::*, copy::Copy, images::*, saved::*, volumes::*, watch::*,
+    wishes::Wishes,
 };
 use crate::{detach::DetachKeys, durations};
 
 /// Run an untrusted image in a microVM of its own
 #[derive(Debug, Parser)]
-#[command(name = "brig", version, disable_help_subcommand = true, after_help = EXAMPLES)]
+#[command(name = "brig", version, disable_help_subcommand = true, disable_version_flag = true, after_help = EXAMPLES)]
 pub struct Arguments {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// Print version
+    #[arg(short = 'v', short_alias = 'V', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
 }
 
 impl Arguments {
@@ -61,10 +71,31 @@ impl Arguments {
             Some("exec") => alone(rest).map(Command::Exec),
             _ => None,
         };
-        match alone {
-            Some(command) => Ok(Self { command }),
-            None => Self::try_parse_from(words),
+        if let Some(command) = alone {
+            return Ok(Self {
+                command,
+                version: None,
+            });
         }
+        let arguments = match Self::try_parse_from(&words) {
+            Ok(arguments) => arguments,
+            Err(error) => match with_plain_flag(words, &error) {
+                Some(words) => return Self::of(words),
+                None => return Err(error),
+            },
+        };
+        Ok(match arguments.command {
+            Command::Container(command) => Self {
+                command: command.short(),
+                version: None,
+            },
+            Command::Help(help) => {
+                let name = std::iter::once("brig".to_owned());
+                let words = name.chain(help.words).chain(["--help".to_owned()]);
+                Self::try_parse_from(words)?
+            }
+            _ => arguments,
+        })
     }
 }
 
@@ -72,6 +103,48 @@ impl Arguments {
 fn alone<T: Args>(words: &[OsString]) -> Option<T> {
     let command = T::augment_args(clap::Command::new("brig").disable_help_flag(true));
     T::from_arg_matches(&command.try_get_matches_from(words).ok()?).ok()
+}
+
+/// The words with the flag that `error` is about as brig writes it: Docker takes `--rm=true` and `--rm=false`, too, and `-d=1`.
+fn with_plain_flag(mut words: Vec<OsString>, error: &clap::Error) -> Option<Vec<OsString>> {
+    let of_error = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.as_str(),
+        _ => "",
+    };
+    let is_short = match error.kind() {
+        ErrorKind::TooManyValues => false,
+        ErrorKind::UnknownArgument if of_error(ContextKind::InvalidArg) == "-=" => true,
+        _ => return None,
+    };
+    // The first such word is the one that stopped the reading: what follows an image has not been read.
+    let flag = |word: &OsString| {
+        let (flag, value) = word.to_str()?.split_once('=')?;
+        let is_meant = if is_short {
+            flag.starts_with('-') && !flag.starts_with("--")
+        } else {
+            flag.starts_with("--") && value == of_error(ContextKind::InvalidValue)
+        };
+        let is_set = match value {
+            "1" | "t" | "T" | "true" | "True" | "TRUE" => true,
+            "0" | "f" | "F" | "false" | "False" | "FALSE" => false,
+            _ => return None,
+        };
+        is_meant.then(|| (flag.to_owned(), is_set))
+    };
+    let (at, (mut flag, is_set)) = words
+        .iter()
+        .enumerate()
+        .find_map(|(at, word)| Some((at, flag(word)?)))?;
+    if is_short && !is_set {
+        // Of several in one word it is the last.
+        flag.pop();
+    }
+    if is_set || is_short && flag.len() > 1 {
+        words[at] = flag.into();
+    } else {
+        words.remove(at);
+    }
+    Some(words)
 }
 
 const EXAMPLES: &str = "\
@@ -152,11 +225,14 @@ pub enum Command {
     Unpause(Sandboxes),
     /// Send a signal to running sandboxes
     Kill(Kill),
-    /// Show everything about sandboxes, as JSON
+    /// Show everything about sandboxes, images or volumes, as JSON
     #[command(after_help = INSPECT_EXAMPLES)]
     Inspect(Inspect),
     /// List the published ports of a sandbox
     Port(Port),
+    /// Manage sandboxes, in Docker's word
+    #[command(subcommand, after_help = CONTAINER_EXAMPLES)]
+    Container(Container),
     /// List images
     #[command(after_help = LIST_EXAMPLES)]
     Images(Images),
@@ -215,8 +291,12 @@ pub enum Command {
     /// About this host and this brig
     #[command(subcommand)]
     System(System),
+    /// Show what this host can do, and where brig's files are
+    Info(Info),
     /// Show the version
-    Version,
+    Version(Version),
+    /// Print the help of a command
+    Help(Help),
     /// Print what a shell needs to complete brig's commands
     #[command(after_help = COMPLETION_EXAMPLES)]
     Completion(Completion),
@@ -351,9 +431,12 @@ pub struct Create {
     /// Publish a TCP port: 8080:80, 127.0.0.1:8080:80, 80 (a free port), 8080-8082:80-82
     #[arg(short, long, value_name = "[[IP:]PORT:]PORT", value_parser = parse_ports)]
     pub publish: Vec<Ports>,
-    /// Publish each TCP port that the image exposes at a free port
+    /// Publish each TCP port that the image or --expose names at a free port
     #[arg(short = 'P', long)]
     pub publish_all: bool,
+    /// Say that it listens on a port: 80, 8000-8010/tcp, 53/udp
+    #[arg(long, value_name = "PORT", value_parser = parse_exposed)]
+    pub expose: Vec<Exposed>,
     /// Check with this line of shell whether the sandbox is well
     #[arg(long, value_name = "COMMAND")]
     pub health_cmd: Option<String>,
@@ -458,7 +541,7 @@ pub struct Create {
     #[arg(long)]
     pub no_template: bool,
     /// Go on from a snapshot: image, command and size of the guest are the saved sandbox's
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["isolation", "pids_limit", "env", "env_file", "tty", "publish_all", "health_cmd",
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["isolation", "pids_limit", "env", "env_file", "tty", "publish_all", "expose", "health_cmd",
           "health_interval", "health_timeout", "health_start_period", "health_start_interval", "health_retries", "no_healthcheck",
           "workdir", "user",
           "entrypoint", "memory", "cpus", "device_read_bps", "device_write_bps", "device_read_iops", "device_write_iops",
@@ -507,15 +590,33 @@ fn parse_pids(text: &str) -> Result<PidsLimit, String> {
 #[derive(Clone, Debug)]
 pub struct Ports(pub Vec<PublishedPort>);
 
+/// The ports of one `--expose`.
+#[derive(Clone, Debug)]
+pub struct Exposed(pub Vec<ExposedPort>);
+
+fn parse_exposed(text: &str) -> Result<Exposed, String> {
+    let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+    let one = |port: &str| format!("{port}/{protocol}").parse::<ExposedPort>();
+    match (one(first), one(last)) {
+        (Ok(first), Ok(last)) if first.port <= last.port => {
+            let port = |port| ExposedPort { port, ..first };
+            Ok(Exposed((first.port..=last.port).map(port).collect()))
+        }
+        _ => Err("write it as 80, 8000-8010 or 53/udp".to_owned()),
+    }
+}
+
 fn parse_ports(text: &str) -> Result<Ports, port::PortError> {
     port::parse(text).map(Ports)
 }
 
 const PS_EXAMPLES: &str = "\
-Filters: id, name, label=NAME[=VALUE], exited=CODE, status=created|running|exited, ancestor=IMAGE, publish=PORT,
-before=SANDBOX, since=SANDBOX. Several of one kind are alternatives, but labels.
+Filters: id, name (a part, ^ and $ for its ends), label=NAME[=VALUE], exited=CODE, status=created|running|paused|restarting|exited, ancestor=IMAGE, publish=PORT,
+expose=PORT, volume=NAME|PATH, health=starting|healthy|unhealthy|none, isolation=vm|container, before=SANDBOX, since=SANDBOX. Several of
+one kind are alternatives, but labels.
 A format is `table`, `json`, or a template of .ID .Image .Command .CreatedAt .RunningFor .Status .State .Isolation .Ports .Names .Size
-.Labels and {{.Label \"NAME\"}}, with `table ` before it for a heading.
+.Mounts .LocalVolumes .Networks .Labels and {{.Label \"NAME\"}}, with `table ` before it for a heading.
 
 Examples:
   brig ps -a --filter status=exited --filter ancestor=nginx
@@ -773,6 +874,9 @@ pub struct Logs {
     /// Show when each line was written
     #[arg(short, long)]
     pub timestamps: bool,
+    /// Show what `--log-opt` adds to lines: brig has no such option, so that changes nothing
+    #[arg(long)]
+    pub details: bool,
     /// Only what was written at this time or later
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
@@ -827,15 +931,56 @@ pub struct Sandboxes {
     pub sandboxes: Vec<String>,
 }
 
+/// Options of `info`.
+#[derive(Debug, Args)]
+pub struct Info {
+    /// How to print it: json, or a template
+    #[arg(short, long, value_name = "FORMAT")]
+    pub format: Option<String>,
+}
+
+/// Options of `version`.
+#[derive(Debug, Args)]
+pub struct Version {
+    /// How to print it: json, or a template of .Client.Version, .Client.Os and .Client.Arch; the same of .Server
+    #[arg(short, long, value_name = "FORMAT")]
+    pub format: Option<String>,
+}
+
+/// Options of `help`.
+#[derive(Debug, Args)]
+pub struct Help {
+    /// The command
+    #[arg(value_name = "COMMAND")]
+    pub words: Vec<String>,
+}
+
+/// What `inspect` describes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum InspectKind {
+    /// Sandboxes, in Docker's word.
+    Container,
+    /// Images.
+    Image,
+    /// Volumes.
+    Volume,
+}
+
 /// Options of `inspect`.
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// Ids, names, or starts of ids
-    #[arg(required = true, value_name = "SANDBOX")]
-    pub sandboxes: Vec<String>,
+    /// Sandboxes, else images, else volumes: ids, names, or starts of ids
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Only what is such
+    #[arg(long = "type", value_name = "TYPE")]
+    pub kind: Option<InspectKind>,
+    /// Also what a sandbox takes from the disk
+    #[arg(short, long)]
+    pub size: bool,
     /// Show instead what walls the hypervisor of a running sandbox off: users, namespaces, capabilities, filters of system
     /// calls, limits, all of it read from the kernel
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["kind", "size"])]
     pub security: bool,
     /// How to print them: json, or a template
     #[arg(short, long, value_name = "FORMAT")]
@@ -846,6 +991,8 @@ const INSPECT_EXAMPLES: &str = "\
 Examples:
   brig inspect web
   brig inspect --format '{{.State.Status}} {{.Config.Image}}' web
+  brig inspect -f '{{range $port, $host := .NetworkSettings.Ports}}{{$port}} {{(index $host 0).HostPort}}{{end}}' web
+  brig inspect --type image welcome
   brig inspect --security web";
 
 /// Options of `port`.
@@ -861,7 +1008,10 @@ pub struct Port {
 #[derive(Debug, Subcommand)]
 pub enum System {
     /// Show what this host can do, and where brig's files are
-    Info,
+    Info(Info),
+    /// Show what happens to sandboxes, as it happens
+    #[command(after_help = EVENTS_EXAMPLES)]
+    Events(Events),
     /// Show what brig takes from the disk
     Df(SystemDf),
     /// Remove what is not needed: stopped sandboxes, images, what killed processes left
@@ -880,8 +1030,11 @@ Examples:
 #[derive(Debug, Args)]
 pub struct SystemDf {
     /// Each image, sandbox, template and snapshot
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "format")]
     pub verbose: bool,
+    /// `table`, `json`, or a template of .Type .TotalCount .Active .Size .Reclaimable
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
 }
 
 /// Options of `system prune`.
@@ -896,6 +1049,9 @@ pub struct SystemPrune {
     /// Do not ask
     #[arg(short, long)]
     pub force: bool,
+    /// Only sandboxes and images that this is true of: until=TIME, label=KEY[=VALUE], label!=KEY[=VALUE]
+    #[arg(long, value_name = "KEY=VALUE", conflicts_with = "volumes")]
+    pub filter: Vec<String>,
 }
 
 /// Prints what is wrong with the arguments (or the help that they ask for) and ends the process as Docker does.
@@ -918,6 +1074,19 @@ pub fn exit(error: &clap::Error) -> ! {
 
 /// clap's message without its headline's `error: ` and its usage block.
 fn one_line(error: &clap::Error, words: impl IntoIterator<Item = String>) -> String {
+    let command = command_of(words);
+    if let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg)
+        && error.kind() == ErrorKind::UnknownArgument
+        && let Some(why) = unsupported::reason(&command, option)
+    {
+        return format!("{option} cannot be honoured: {why}");
+    }
+    if let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidSubcommand)
+        && command == "brig"
+        && let Some(why) = unsupported::command(name)
+    {
+        return format!("there is no command {name}: {why}");
+    }
     let text = error.render().to_string();
     let message: Vec<&str> = text
         .lines()
@@ -926,10 +1095,15 @@ fn one_line(error: &clap::Error, words: impl IntoIterator<Item = String>) -> Str
         .filter(|line| !line.is_empty())
         .collect();
     let message = message.join(" ").replace(" tip: ", "; ");
+    // Nobody who has mistyped an option means it as the image or as a name.
+    let message = match message.find("; to pass '") {
+        Some(at) => message[..at].to_owned(),
+        None => message,
+    };
     format!(
         "{} (see {} --help)",
         message.strip_prefix("error: ").unwrap_or(&message),
-        command_of(words)
+        command
     )
 }
 
@@ -1000,6 +1174,65 @@ mod tests {
                 "{line}"
             );
         }
+    }
+
+    #[test]
+    fn flags_take_docker_values() {
+        let of = |line: &str| {
+            let words = ["brig"].into_iter().chain(line.split(' ')).map(Into::into);
+            Arguments::of(words.collect())
+        };
+        let run = |line: &str| match of(line).unwrap().command {
+            Command::Run(run) => *run,
+            other => panic!("{other:?}"),
+        };
+        let read = run("run --rm=true --init=false -d=1 -it=0 -e A=true --tty=false img --rm=false x=true");
+        assert!(
+            read.create.rm
+                && read.detach
+                && read.create.interactive
+                && !read.create.wishes.init
+                && !read.create.tty
+        );
+        assert_eq!(read.create.env, ["A=true"]);
+        assert_eq!(read.create.command(), ["--rm=false", "x=true"]);
+        assert!(run("container run --rm=true img").create.rm);
+        for wrong in [
+            "run --rm=yes img",
+            "run --rm= img",
+            "ps --all=2",
+            "run --pull=true img",
+            "run -d=2 img",
+        ] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn long_forms_are_the_short_ones_and_help_is_of_a_command() {
+        let of = |line: &str| {
+            let words = ["brig"].into_iter().chain(line.split(' ')).map(Into::into);
+            Arguments::of(words.collect())
+        };
+        let shown = |line: &str| format!("{:?}", of(line).unwrap().command);
+        for (long, short) in [
+            ("container ls -aq", "ps -aq"),
+            ("container list", "ps"),
+            ("container ps -n 2", "ps -n 2"),
+            ("container rm -f a b", "rm -f a b"),
+            ("container remove a", "rm a"),
+            ("container exec -it web sh -c x", "exec -it web sh -c x"),
+            ("container run --rm img true --help", "run --rm img true --help"),
+            ("container inspect a", "inspect --type container a"),
+            ("container logs -n 3 web", "logs -n 3 web"),
+        ] {
+            assert_eq!(shown(long), shown(short), "{long}");
+        }
+        for line in ["help run", "help container prune", "help"] {
+            assert_eq!(of(line).unwrap_err().kind(), ErrorKind::DisplayHelp, "{line}");
+        }
+        assert!(shown("help pull").contains("--help"));
+        assert_eq!(of("help nope").unwrap_err().kind(), ErrorKind::InvalidSubcommand);
     }
 
     #[test]
@@ -1131,8 +1364,34 @@ mod tests {
             assert!(!line.contains('\n') && !line.starts_with("error"), "{line}");
             assert!(line.ends_with("(see brig run --help)"), "{line}");
         }
+        for (option, why) in [
+            ("--gpus", "device"),
+            ("--volumes-from=x", "-v NAME:PATH"),
+            ("-a", "redirect"),
+        ] {
+            let words = ["run", option, "x", "img"].map(String::from);
+            let line = one_line(&run(&[option, "x", "img"]).unwrap_err(), words);
+            let name = option.split('=').next().unwrap();
+            assert!(
+                line.starts_with(&format!("{name} cannot be honoured: ")),
+                "{line}"
+            );
+            assert!(line.contains(why), "{line}");
+        }
+        let wrong = run(&["--network", "host", "img"]).unwrap_err();
+        let line = one_line(&wrong, ["run".to_owned()]);
+        assert!(line.contains("no network") && !line.contains('\n'), "{line}");
+        assert!(run(&["--net=none", "img"]).is_ok());
         let line = one_line(&run(&["-m", "1m", "img"]).unwrap_err(), []);
         assert!(line.contains("too little"), "{line}");
+        for name in ["build", "network", "compose"] {
+            let wrong = Arguments::try_parse_from(["brig", name, "ls"]).unwrap_err();
+            let line = one_line(&wrong, [name.to_owned()]);
+            assert!(
+                line.starts_with(&format!("there is no command {name}: ")),
+                "{line}"
+            );
+        }
         let words = ["image", "rmm"].map(String::from);
         let wrong = Arguments::try_parse_from(["brig", "image", "rmm"]).unwrap_err();
         let line = one_line(&wrong, words);

@@ -110,20 +110,8 @@ pub async fn stay(
     let mut output_ns = None;
     let ending = loop {
         tokio::select! {
-            message = output.next() => match message {
-                Ok(Message::Stdout(bytes)) => {
-                    output_ns.get_or_insert_with(monotonic_ns);
-                    write(io::stdout(), &bytes);
-                }
-                Ok(Message::Stderr(bytes)) => {
-                    output_ns.get_or_insert_with(monotonic_ns);
-                    write(io::stderr(), &bytes);
-                }
-                Ok(Message::Ended(code)) => break Ending::Ended { code, output_ns },
-                Ok(Message::Exited(exit)) => break Ending::Exited(exit),
-                Err(Error::SupervisorLost(_)) => break Ending::Exited(Box::new(engine.lost(id))),
-                Err(e) => return Err(Failure::of_run(e)),
-            },
+            // The supervisor closes the connection of a client that leaves: that is no loss of it.
+            biased;
             Ok(()) = &mut leaving => break Ending::Detached,
             Some(signal) = signals.recv() => {
                 let number = libc::c_int::from(signal.number());
@@ -152,6 +140,20 @@ pub async fn stay(
                 // A sandbox that has just ended needs no signal.
                 let _ = engine.kill(id.as_str(), signal).await;
             }
+            message = output.next() => match message {
+                Ok(Message::Stdout(bytes)) => {
+                    output_ns.get_or_insert_with(monotonic_ns);
+                    write(io::stdout(), &bytes);
+                }
+                Ok(Message::Stderr(bytes)) => {
+                    output_ns.get_or_insert_with(monotonic_ns);
+                    write(io::stderr(), &bytes);
+                }
+                Ok(Message::Ended(code)) => break Ending::Ended { code, output_ns },
+                Ok(Message::Exited(exit)) => break Ending::Exited(exit),
+                Err(Error::SupervisorLost(_)) => break Ending::Exited(Box::new(engine.lost(id))),
+                Err(e) => return Err(Failure::of_run(e)),
+            },
         }
     };
     drop(raw);

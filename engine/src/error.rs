@@ -10,7 +10,7 @@ use brig_protocol::{
     vmm::{MEMORY_MIB_MAX, MEMORY_MIB_MIN, VCPUS_MAX},
 };
 
-use crate::port::PortError;
+use crate::{port::PortError, resources::CONTAINER_MIB_MIN};
 
 /// Exit code of a command that fails other than by what it was to run.
 pub const CODE_COMMAND: i32 = 1;
@@ -75,7 +75,7 @@ pub enum Error {
     #[error("cannot attach to a stopped sandbox: start it first (brig start {0})")]
     CannotAttach(String),
     /// No signal is called so.
-    #[error("invalid signal: {0}")]
+    #[error("invalid signal: {0}: write a name or a number, TERM or 15")]
     InvalidSignal(String),
     /// No amount of memory.
     #[error("invalid amount of memory {0:?}: write it as 512m or 1g")]
@@ -136,14 +136,16 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// A guest kernel needs more.
-    #[error("{asked} of memory is too little for a guest: give it {MEMORY_MIB_MIN} MiB or more")]
+    /// A guest's kernel needs more, or a container does.
+    #[error(
+        "{asked} of memory is too little: a guest, which has a kernel of its own, needs {MEMORY_MIB_MIN} MiB, a container {CONTAINER_MIB_MIN} MiB"
+    )]
     MemoryTooSmall {
         /// As the user wrote it.
         asked: String,
     },
     /// More than a VMM can give.
-    #[error("{asked} of memory is too much for a guest: at most {MEMORY_MIB_MAX} MiB")]
+    #[error("{asked} of memory is too much: a guest has {MEMORY_MIB_MAX} MiB at most")]
     MemoryTooLarge {
         /// As the user wrote it.
         asked: String,
@@ -187,13 +189,13 @@ pub enum Error {
     #[error("invalid number of CPUs {0:?}: from 0.01 to {VCPUS_MAX}")]
     InvalidCpus(String),
     /// Not `NAME=value`, or a NUL byte in it.
-    #[error("invalid environment variable {0:?}")]
+    #[error("invalid environment variable {0:?}: write it as NAME=VALUE")]
     InvalidEnv(String),
     /// Not an absolute path.
     #[error("invalid working directory {0:?}: it must be an absolute path")]
     InvalidWorkingDir(String),
     /// A hostname has letters, digits, dots and dashes, 64 at most.
-    #[error("invalid hostname {0:?}")]
+    #[error("invalid hostname {0:?}: it has letters, digits, dots and dashes, 64 at most")]
     InvalidHostname(String),
     /// An argument cannot be passed to exec.
     #[error("invalid argument: it contains a NUL byte")]

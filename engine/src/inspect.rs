@@ -68,7 +68,8 @@ pub fn inspect(paths: &Paths, sandbox: &Sandbox) -> Value {
             "ExposedPorts": exposed_ports(sandbox),
         },
         "Mounts": mounts(paths, config),
-        "NetworkSettings": { "Ports": bound_ports(&sandbox.state.ports) },
+        // A sandbox has an address of its own in no network.
+        "NetworkSettings": { "Ports": bound_ports(&sandbox.state.ports), "IPAddress": "", "Gateway": "", "Networks": {} },
         "Brig": brig(sandbox),
     })
 }

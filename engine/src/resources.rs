@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// A sandbox's guest memory in MiB, within what a VMM can give.
+/// Least memory of a container in MiB: Docker's.
+pub(crate) const CONTAINER_MIB_MIN: u32 = 6;
+
+/// A sandbox's memory in MiB. What a guest has is within what a VMM can give, see [`MemoryMib::check_host`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MemoryMib(u32);
 
@@ -34,11 +37,18 @@ impl MemoryMib {
         Self(amounts.into_iter().fold(0, u32::saturating_add))
     }
 
-    /// Checks that the host has this much at all.
+    /// Checks that a guest can have it, and that the host has this much at all.
     ///
     /// # Errors
-    /// [`Error::MemoryOfHost`].
+    /// [`Error::MemoryTooSmall`], [`Error::MemoryTooLarge`], [`Error::MemoryOfHost`].
     pub fn check_host(self) -> Result<Self, Error> {
+        let asked = || format!("{}m", self.0);
+        if self.0 < MEMORY_MIB_MIN {
+            return Err(Error::MemoryTooSmall { asked: asked() });
+        }
+        if self.0 > MEMORY_MIB_MAX {
+            return Err(Error::MemoryTooLarge { asked: asked() });
+        }
         let info = rustix::system::sysinfo();
         let total = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit));
         if self.bytes() > total {
@@ -58,12 +68,12 @@ impl FromStr for MemoryMib {
     fn from_str(text: &str) -> Result<Self, Error> {
         let invalid = || Error::InvalidMemory(text.to_owned());
         let mib = (parse_bytes(text).ok_or_else(invalid)? / 1_048_576.0).ceil();
-        if mib < f64::from(MEMORY_MIB_MIN) {
+        if mib < f64::from(CONTAINER_MIB_MIN) {
             return Err(Error::MemoryTooSmall {
                 asked: text.to_owned(),
             });
         }
-        if mib > f64::from(MEMORY_MIB_MAX) {
+        if mib > f64::from(u32::MAX) {
             return Err(Error::MemoryTooLarge {
                 asked: text.to_owned(),
             });
@@ -147,6 +157,7 @@ mod tests {
             ("1g", 1024),
             ("1.5g", 1536),
             ("65536k", 64),
+            ("6m", 6),
             ("100000001b", 96),
         ] {
             assert_eq!(text.parse::<MemoryMib>().unwrap().get(), mib, "{text}");
@@ -164,7 +175,11 @@ mod tests {
             Err(Error::MemoryTooSmall { .. })
         ));
         assert!(matches!(
-            "999t".parse::<MemoryMib>(),
+            "5m".parse::<MemoryMib>(),
+            Err(Error::MemoryTooSmall { .. })
+        ));
+        assert!(matches!(
+            "9999999t".parse::<MemoryMib>(),
             Err(Error::MemoryTooLarge { .. })
         ));
         for text in ["", "m", "-1g", "1x", "1.2.3g", "1e9", "nan", "inf"] {
@@ -176,11 +191,14 @@ mod tests {
     }
 
     #[test]
-    fn more_memory_than_the_host_has_is_refused() {
+    fn a_guest_has_neither_less_than_its_kernel_needs_nor_more_than_the_host_has() {
         let all = "256g".parse::<MemoryMib>().unwrap();
         let total = rustix::system::sysinfo().totalram as u64;
         assert_eq!(all.check_host().is_err(), all.bytes() > total);
-        assert!("64m".parse::<MemoryMib>().unwrap().check_host().is_ok());
+        let check = |text: &str| text.parse::<MemoryMib>().unwrap().check_host();
+        assert!(check("64m").is_ok());
+        assert!(matches!(check("63m"), Err(Error::MemoryTooSmall { .. })));
+        assert!(matches!(check("999t"), Err(Error::MemoryTooLarge { .. })));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! | [`compose`] | `store` | on the host | new images: configuration and manifest around a layer |
 //! | [`reference`](mod@reference), [`image`], [`manifest`] | `store` | on the host | Docker's names; what an image's documents say |
 //! | `packed` | `store` | on the host | archives that are compressed as a whole |
+//! | [`journal`] | `store` | on the host | tells what has happened |
 //! | [`limits`] | `store` | on the host | how large an image may be |
 //! | [`unpack`] | `unpack` | in a guest | layers in, one EROFS image out |
 //! | [`copy`] | both | at both ends | trees of files to and from a sandbox |
@@ -29,6 +30,8 @@ pub mod archive;
 pub mod compose;
 #[cfg(feature = "store")]
 pub mod image;
+#[cfg(feature = "store")]
+pub mod journal;
 #[cfg(feature = "store")]
 pub mod limits;
 #[cfg(feature = "store")]

@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use brig_image_store::{Store, journal::Journal};
 use brig_registry::{
     Config, Http,
     credentials::{CredentialFile, Credentials},
@@ -57,6 +58,12 @@ fn root() -> anyhow::Result<PathBuf> {
         Some(root) => Ok(root.into()),
         None => bail!("BRIG_ROOT is not set: this program is started by brig"),
     }
+}
+
+/// The images, and who is told what happens to them.
+fn store() -> anyhow::Result<Store> {
+    let root = root()?;
+    Ok(Store::open(&root.join("images"))?.telling(Journal::of_root(&root)))
 }
 
 /// The configuration of registries.

@@ -1,10 +1,11 @@
 //! What this process gives up before it connects to anything: new privileges, and files other than those that it needs.
 //!
-//! A hostile registry that takes it over can still spoil the image store, which no process trusts without digests, and use
-//! the credentials that were read for that registry. It cannot read the user's other files, write any, or start a program.
+//! A hostile registry that takes it over can still spoil the image store, which no process trusts without digests, write
+//! events that never happened, and use the credentials that were read for that registry. It cannot read the user's other files, write any, or start a program.
 
 use std::path::Path;
 
+use brig_image_store::journal;
 use brig_registry::Config;
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
@@ -48,7 +49,9 @@ fn restrict(root: &Path, config: &Config) -> Result<(), landlock::RulesetError> 
         rules = add(rules, directory, read)?;
     }
     let write = AccessFs::from_all(abi) & !AccessFs::Execute;
-    rules = add(rules, &root.join("images"), write)?;
+    for directory in ["images", journal::DIRECTORY] {
+        rules = add(rules, &root.join(directory), write)?;
+    }
     rules.restrict_self()?;
     Ok(())
 }

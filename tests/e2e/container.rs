@@ -12,7 +12,8 @@ use serde_json::json;
 use tempfile::NamedTempFile;
 
 use crate::{
-    crash, exec, files, lifecycle, logs, options, policies, ports, process, servers, volumes, watch,
+    bad_input, crash, exec, files, habits, image_store, images, layers, lifecycle, logs, options, policies,
+    ports, process, servers, terminals, volumes, watch,
 };
 
 /// Tests of other files, in containers.
@@ -59,8 +60,30 @@ pub const SHARED: &[Test] = &tests_in_containers! {
         policies::a_log_rotates_and_is_followed_through_that,
         policies::a_full_disk_stops_the_log_and_nothing_else,
         policies::a_lack_of_memory_is_told,
+        terminals::a_person_at_a_terminal_finds_every_habit_working,
+        bad_input::unknown_sandboxes_are_named,
+        bad_input::options_that_make_no_sense_are_refused,
+        bad_input::an_ambiguous_prefix_is_refused,
+        bad_input::a_user_that_the_image_has_not_is_named,
+        habits::a_sandbox_is_renamed_listed_read_and_restarted,
+        habits::what_docker_has_long_forms_filters_and_formats_for,
+        image_store::an_image_in_use_is_not_removed,
+        image_store::a_sandbox_s_files_are_exported_compared_and_committed,
+        images::an_image_s_configuration_is_what_run_starts_from,
+        images::files_come_out_of_an_image_as_they_went_in,
+        layers::a_sandbox_sees_what_the_layers_make_together,
+        process::options_of_run_reach_the_process,
+        servers::busyboxs_web_server_serves_a_directory,
         volumes::a_volume_outlives_its_sandboxes,
         volumes::an_image_has_the_volumes_that_it_wants;
+    Need::ContainersAndServer { image: "nginx", client: "curl" } =>
+        servers::nginx_serves_with_its_stock_configuration;
+    Need::ContainersAndServer { image: "redis", client: "redis-cli" } =>
+        servers::redis_keeps_what_redis_cli_tells_it;
+    Need::ContainersAndServer { image: "python", client: "python3" } =>
+        servers::python_answers_a_python_script;
+    Need::ContainersAndServer { image: "node", client: "curl" } =>
+        servers::node_answers_curl;
     Need::ContainersAndServer { image: "postgres", client: "psql" } =>
         servers::postgres_lets_psql_in_with_the_password_and_keeps_every_committed_row;
 };

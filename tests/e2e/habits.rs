@@ -1,13 +1,15 @@
 //! Docker's small habits around a sandbox: names, lists, logs by time, files of ids and labels, completions.
 
-use std::fs;
+use std::{fs, process::Command};
 
-use brig_tests::{brig::Brig, machine::Need, tests};
+use brig_tests::{brig::Brig, machine::Need, suite::Isolation, tests};
 use serde_json::Value;
 
 tests! {
     Need::Nothing => completions_are_printed_for_each_shell;
-    Need::Kvm => a_sandbox_is_renamed_listed_read_and_restarted;
+    Need::Kvm =>
+        a_sandbox_is_renamed_listed_read_and_restarted,
+        what_docker_has_long_forms_filters_and_formats_for;
 }
 
 fn completions_are_printed_for_each_shell() {
@@ -33,7 +35,7 @@ fn completions_are_printed_for_each_shell() {
     }
 }
 
-fn a_sandbox_is_renamed_listed_read_and_restarted() {
+pub(crate) fn a_sandbox_is_renamed_listed_read_and_restarted() {
     let brig = Brig::new();
     let scratch = tempfile::tempdir().unwrap();
     let path = |name: &str| scratch.path().join(name).display().to_string();
@@ -125,5 +127,159 @@ fn a_sandbox_is_renamed_listed_read_and_restarted() {
     let message = brig.fails(1, &["restart", "none"]);
     assert!(message.contains("no such sandbox"), "{message}");
     brig.ok(&["rm", "-f", "new"]);
+    brig.assert_nothing_left();
+}
+
+pub(crate) fn what_docker_has_long_forms_filters_and_formats_for() {
+    let brig = Brig::new();
+    let isolation = Isolation::of_this_test().as_str();
+    let id = brig.ok(&[
+        "container",
+        "run",
+        "--rm=false",
+        "-d=true",
+        "--name",
+        "long",
+        "--expose",
+        "7000-7001",
+        "-P",
+        "--network",
+        "none",
+        "-v",
+        "data:/data",
+        "-l",
+        "team=web",
+        "busybox",
+        "sleep",
+        "1000",
+    ]);
+    let id = id.trim();
+    let listed = |words: &[&str]| {
+        let all: Vec<&str> = ["container", "ls", "-aq", "--no-trunc"]
+            .iter()
+            .chain(words)
+            .copied()
+            .collect();
+        brig.ok(&all).trim().to_owned()
+    };
+    for filter in [
+        "volume=data",
+        "volume=/data",
+        "health=none",
+        "expose=7000",
+        &format!("isolation={isolation}"),
+    ] {
+        assert_eq!(listed(&["--filter", filter]), id, "{filter}");
+    }
+    for filter in ["volume=other", "health=healthy", "expose=7002"] {
+        assert_eq!(listed(&["--filter", filter]), "", "{filter}");
+    }
+    let shown = brig.ok(&[
+        "ps",
+        "--format",
+        "{{.Mounts}} {{.LocalVolumes}} {{.Networks}} {{upper .Names}}",
+    ]);
+    assert_eq!(shown, "data 1 none LONG\n");
+    // The documentation of Docker's `inspect` has this one.
+    let format =
+        "{{range $port, $host := .NetworkSettings.Ports}}{{$port}}={{(index $host 0).HostPort}};{{end}}";
+    let ports = brig.ok(&["inspect", "-f", format, "long"]);
+    let expected: Vec<String> = ["7000/tcp", "7001/tcp"]
+        .iter()
+        .map(|port| format!("{port}={};", brig.port("long", port).port()))
+        .collect();
+    assert_eq!(ports.trim(), expected.concat());
+
+    // A name may be a sandbox's, an image's or a volume's.
+    let described = |words: &[&str]| {
+        let all: Vec<&str> = ["inspect"].iter().chain(words).copied().collect();
+        let text = brig.ok(&all);
+        serde_json::from_str::<Value>(&text).unwrap()[0].clone()
+    };
+    assert_eq!(described(&["long"])["Id"], id);
+    assert_eq!(
+        described(&["busybox"])["RepoTags"],
+        serde_json::json!(["busybox:latest"])
+    );
+    assert_eq!(described(&["data"])["Scope"], "local");
+    assert_eq!(described(&["--type", "volume", "data"])["Name"], "data");
+    let sized = described(&["-s", "long"]);
+    assert!(sized["SizeRootFs"].as_u64() > sized["SizeRw"].as_u64(), "{sized}");
+    for words in [
+        &["inspect", "nothing"][..],
+        &["inspect", "--type", "image", "long"],
+        &["container", "inspect", "busybox"],
+    ] {
+        let output = brig.run(words);
+        output.assert_clear_failure(1, &words.join(" "));
+        assert_eq!(output.stdout, "[]\n");
+    }
+
+    let message = brig.fails(125, &["run", "--rm", "--ipc", "host", "busybox", "true"]);
+    assert!(message.contains("--ipc cannot be honoured"), "{message}");
+    let said = brig.run(&["rm", "-f", "nothing"]);
+    assert_eq!(
+        (said.code, said.stderr.as_str()),
+        (0, "brig: no such sandbox: nothing\n")
+    );
+    let said = brig.run(&["rmi", "-f", "nothing"]);
+    assert_eq!(
+        (said.code, said.stderr.as_str()),
+        (0, "brig: no such image: nothing\n")
+    );
+    let host: Value = serde_json::from_str(brig.ok(&["info", "--format", "json"]).trim()).unwrap();
+    assert_eq!(
+        (&host["Containers"], &host["ContainersRunning"]),
+        (&1.into(), &1.into())
+    );
+    let version = brig.ok(&["version", "--format", "{{.Server.Version}}"]);
+    assert_eq!(brig.ok(&["version"]), format!("brig {version}"));
+    let types = brig.ok(&["system", "df", "--format", "{{.Type}}={{.TotalCount}}"]);
+    let all = brig.ok(&["images", "-q"]).lines().count();
+    assert!(types.contains(&format!("Images={all}\nSandboxes=1\n")), "{types}");
+    let help = brig.ok(&["help", "container", "prune"]);
+    assert!(help.contains("Usage: brig container prune"), "{help}");
+
+    // A shell completes names, too.
+    let completed = |words: &str| {
+        let script = format!(
+            "brig() {{ \"$BRIG\" \"$@\"; }}; source <(brig completion bash); COMP_WORDS=({words}); \
+             COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _brig_names brig \"${{COMP_WORDS[-1]}}\" ''; echo \"${{COMPREPLY[*]}}\""
+        );
+        let mut command = Command::new("bash");
+        let ours = brig.command(&["ps"]);
+        let values = ours.get_envs().filter_map(|(name, value)| Some((name, value?)));
+        let output = command
+            .args(["-c", &script])
+            .envs(values)
+            .env("BRIG", ours.get_program())
+            .output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    assert_eq!(completed("brig stop lo"), "long\n");
+    assert_eq!(completed("brig container exec -it lo"), "long\n");
+    assert_eq!(completed("brig run --rm bus"), "busybox:latest\n");
+    assert_eq!(completed("brig image rm bus"), "busybox:latest\n");
+    assert_eq!(completed("brig stop nothing"), "\n");
+    assert!(completed("brig stop --ti").contains("--time"));
+    assert_eq!(completed("brig unpa"), "unpause\n");
+
+    // What runs stays, and what a filter is not true of.
+    assert!(!brig.ok(&["container", "prune", "-f"]).contains(id));
+    // Dead when the command ends, paused or not.
+    brig.ok(&["container", "pause", "long"]);
+    brig.ok(&["container", "kill", "long"]);
+    assert_eq!(brig.inspect("long", "/State/Status"), "exited");
+    assert_eq!(brig.inspect("long", "/State/ExitCode"), 137);
+    for filter in ["label=team=db", "label!=team", "until=24h"] {
+        let gone = brig.ok(&["container", "prune", "-f", "--filter", filter]);
+        assert!(!gone.contains(id), "{filter}: {gone}");
+    }
+    let gone = brig.ok(&["container", "prune", "-f", "--filter", "label=team=web"]);
+    assert!(
+        gone.starts_with(&format!("Deleted Containers:\n{id}\n\nTotal reclaimed space: ")),
+        "{gone}"
+    );
+    brig.ok(&["volume", "rm", "data"]);
     brig.assert_nothing_left();
 }

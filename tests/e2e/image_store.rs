@@ -316,8 +316,10 @@ fn wrong_words_about_images_are_one_line() {
     brig.assert_nothing_left();
 }
 
-fn an_image_in_use_is_not_removed() {
+pub(crate) fn an_image_in_use_is_not_removed() {
     let brig = Brig::new();
+    // Asked for, it is in the store.
+    brig.ok(&["image", "inspect", "welcome"]);
     brig.ok(&["run", "-d", "--name", "holder", "busybox", "sleep", "1000"]);
     let error = brig.fails(1, &["rmi", "busybox"]);
     assert!(
@@ -343,7 +345,7 @@ const CHANGES: &str = "set -e; cd /srv; echo new >file; ln file hard; ln -s /no/
     rm /bin/uname; rm -r /old/gone; rm -r /old/again; mkdir /old/again; echo x >/old/again/new; chmod 711 /var; \
     echo changed";
 
-fn a_sandbox_s_files_are_exported_compared_and_committed() {
+pub(crate) fn a_sandbox_s_files_are_exported_compared_and_committed() {
     let brig = Brig::empty();
     let busybox = Image::of_busybox("base", json!({"Cmd": ["sh"]}));
     let mut layer = busybox.layer;
@@ -475,6 +477,20 @@ fn a_sandbox_s_files_are_exported_compared_and_committed() {
     assert!(image.starts_with("sha256:"));
     assert_eq!(brig.ok(&["run", "--rm", "again"]), "new\n");
     assert!(Path::new(&archive).exists());
+    let told = |action: &str, format: &str| {
+        let filter = format!("event={action}");
+        let words = ["events", "--since", "24h", "--until", "0s", "--filter", &filter];
+        brig.ok(&[&words[..], &["--filter", "container=work", "--format", format]].concat())
+    };
+    let id = id.trim();
+    assert_eq!(
+        told(
+            "commit",
+            "{{.Actor.Attributes.imageID}} {{.Actor.Attributes.imageRef}}"
+        ),
+        format!("{id} made:1\n")
+    );
+    assert_eq!(told("export", "{{.Type}}"), "container\n");
     brig.ok(&["rm", "work"]);
     brig.assert_nothing_left();
 }

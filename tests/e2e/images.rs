@@ -73,7 +73,7 @@ fn what_is_no_archive_is_refused() {
     assert!(output.stderr.contains("/no/such/file"), "{output:?}");
 }
 
-fn an_image_s_configuration_is_what_run_starts_from() {
+pub(crate) fn an_image_s_configuration_is_what_run_starts_from() {
     let brig = Brig::new();
     let config = json!({
         "Entrypoint": ["sh", "-c", "echo $0 $GREETING; pwd; id -u"],
@@ -93,7 +93,7 @@ fn an_image_s_configuration_is_what_run_starts_from() {
     );
 }
 
-fn files_come_out_of_an_image_as_they_went_in() {
+pub(crate) fn files_come_out_of_an_image_as_they_went_in() {
     let brig = Brig::new();
     let mut builder = tar::Builder::new(Vec::new());
     let mut large = vec![0; 1 << 20];

@@ -78,7 +78,7 @@ fn busybox(layer: &[u8]) -> Vec<u8> {
     largest
 }
 
-fn a_sandbox_sees_what_the_layers_make_together() {
+pub(crate) fn a_sandbox_sees_what_the_layers_make_together() {
     let image = Image::of_busybox("layered", json!({"User": "33", "WorkingDir": "/app"}));
     let program = busybox(&image.layer);
     let long = "n".repeat(255);

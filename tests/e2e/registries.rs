@@ -115,6 +115,18 @@ fn an_image_goes_to_a_registry_and_comes_back_unchanged() {
     wire.take();
     two.ok(&["pull", &format!("{latest}@{digest}")]);
     assert_eq!(wire.take(), [""; 0]);
+    let told = |brig: &Brig, action: &str| {
+        let filter = format!("event={action}");
+        let format = "{{.Actor.ID}} {{.Actor.Attributes.name}}";
+        let words = ["events", "--since", "1h", "--until", "0s", "--filter", &filter];
+        brig.ok(&[&words[..], &["--filter", "type=image", "--format", format]].concat())
+    };
+    let line = format!("{latest}:latest {latest}\n");
+    assert_eq!(told(&one, "push"), line.repeat(2));
+    assert_eq!(
+        told(&two, "pull"),
+        format!("{}{latest}@{digest} {latest}\n", line.repeat(3))
+    );
     two.assert_nothing_left();
 }
 

@@ -11,6 +11,7 @@ use brig_tests::{
     brig::{Brig, COMMAND_LIMIT, Output, finish},
     http,
     machine::Need,
+    suite::Isolation,
     tests,
 };
 
@@ -76,8 +77,11 @@ fn answer(program: &str, arguments: &[&str]) -> String {
 const COPIES: usize = 2;
 
 /// Saves a sandbox that serves `port`, starts copies of it that have its name and a number, and returns their addresses.
-/// Sandbox and copies run afterwards; the snapshot does not last.
+/// Sandbox and copies run afterwards; the snapshot does not last. Of a container there are none.
 fn warm_copies(brig: &Brig, name: &str, port: &str) -> Vec<SocketAddr> {
+    if Isolation::of_this_test() == Isolation::Container {
+        return Vec::new();
+    }
     brig.ok(&["snapshot", "create", name, "warm"]);
     let publish = format!("127.0.0.1:0:{port}");
     let addresses = (0..COPIES).map(|number| {
@@ -102,12 +106,15 @@ fn warm_copies(brig: &Brig, name: &str, port: &str) -> Vec<SocketAddr> {
 
 /// Ends the copies that [`warm_copies`] made.
 fn remove_copies(brig: &Brig, name: &str) {
+    if Isolation::of_this_test() == Isolation::Container {
+        return;
+    }
     for number in 0..COPIES {
         brig.ok(&["rm", "-f", &format!("{name}{number}")]);
     }
 }
 
-fn redis_keeps_what_redis_cli_tells_it() {
+pub(crate) fn redis_keeps_what_redis_cli_tells_it() {
     let brig = Brig::new();
     let address = start(&brig, "redis", "6379", &["redis"], "Ready to accept connections");
     let port = address.port().to_string();
@@ -244,7 +251,7 @@ fn wait_for(ask: impl Fn() -> Output) -> Output {
     }
 }
 
-fn python_answers_a_python_script() {
+pub(crate) fn python_answers_a_python_script() {
     // In the sandbox: a server that says what it is, when it had its imports done, and what the digest of the request is.
     let server = "
 import hashlib, http.server, json, sys, time
@@ -323,7 +330,7 @@ public class Server {
     brig.assert_nothing_left();
 }
 
-fn node_answers_curl() {
+pub(crate) fn node_answers_curl() {
     let server = "
 const server = require('node:http').createServer((request, response) => {
     let length = 0;
@@ -348,7 +355,7 @@ process.on('SIGTERM', () => server.close());
     stop(&brig, "node");
 }
 
-fn nginx_serves_with_its_stock_configuration() {
+pub(crate) fn nginx_serves_with_its_stock_configuration() {
     let brig = Brig::new();
     brig.load("nginx");
     brig.ok(&[
@@ -383,7 +390,7 @@ fn nginx_serves_with_its_stock_configuration() {
     stop(&brig, "web");
 }
 
-fn busyboxs_web_server_serves_a_directory() {
+pub(crate) fn busyboxs_web_server_serves_a_directory() {
     let brig = Brig::new();
     let script = "mkdir /www && echo from busybox >/www/index.html && exec httpd -f -p 8000 -h /www";
     brig.ok(&[

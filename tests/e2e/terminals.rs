@@ -10,7 +10,7 @@ tests! {
 /// The keys that leave what is shown running.
 const LEAVE: &str = "\x10\x11";
 
-fn a_person_at_a_terminal_finds_every_habit_working() {
+pub(crate) fn a_person_at_a_terminal_finds_every_habit_working() {
     let brig = Brig::new();
     let on = |words: &[&str]| Pty::start(brig.command(words), 33, 111);
 

@@ -92,8 +92,29 @@ pub(crate) fn a_volume_outlives_its_sandboxes() {
     brig.ok(&["rm", "nameless"]);
     assert_eq!(brig.ok(&["volume", "ls", "-q"]).lines().count(), 2);
     assert!(brig.ok(&["system", "df", "-v"]).contains("data "));
-    brig.ok(&["volume", "prune", "-f"]);
+    for filter in ["label=team=blue", "until=24h"] {
+        brig.ok(&["volume", "prune", "-f", "--filter", filter]);
+    }
+    assert_eq!(brig.ok(&["volume", "ls", "-q"]).lines().count(), 2);
+    brig.ok(&["volume", "prune", "-f", "--filter", "label!=team"]);
     assert_eq!(brig.ok(&["volume", "ls", "-q"]), "data\n");
+    let told = [
+        "events",
+        "--since",
+        "24h",
+        "--until",
+        "0s",
+        "--filter",
+        "type=volume",
+        "--filter",
+        "event=prune",
+        "--format",
+        "{{.Actor.Attributes.reclaimed}}",
+    ];
+    let told = brig.ok(&told);
+    let reclaimed: Vec<u64> = told.lines().map(|bytes| bytes.parse().unwrap()).collect();
+    assert_eq!(reclaimed.len(), 3, "{told}");
+    assert_eq!(reclaimed[..2], [0, 0]);
     brig.ok(&["create", "--name", "nameless", "-v", "/scratch", "busybox"]);
     assert_eq!(usage()[..2], ["2", "1"]);
     let pruned = brig.ok(&["system", "prune", "-f", "--volumes"]);

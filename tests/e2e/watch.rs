@@ -8,17 +8,20 @@ use std::{
 };
 
 use brig_tests::{
+    archive::Image,
     brig::{Brig, COMMAND_LIMIT},
     machine::Need,
     suite::Isolation,
     tests,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 
 tests! {
     Need::Kvm =>
         what_happens_is_told_and_what_runs_is_shown,
         a_guest_that_is_wrong_about_the_time_is_set_right;
+    Need::Nothing => what_happens_to_images_is_told;
 }
 
 pub(crate) fn what_happens_is_told_and_what_runs_is_shown() {
@@ -259,4 +262,93 @@ fn a_guest_that_is_wrong_about_the_time_is_set_right() {
     assert!(wrong_by("own") > 1_000_000_000);
     brig.ok(&["rm", "-f", "late", "own"]);
     brig.assert_nothing_left();
+}
+
+fn what_happens_to_images_is_told() {
+    let brig = Brig::empty();
+    let image = Image::of_files(
+        "team/app",
+        json!({"Cmd": ["/x"], "Labels": {"team": "blue"}}),
+        &[("x", 0o755, b"x")],
+    );
+    let archive = NamedTempFile::new().unwrap();
+    fs::write(archive.path(), image.to_oci()).unwrap();
+    let archive = archive.path().to_str().unwrap();
+    brig.ok(&["load", "-q", "-i", archive]);
+    let id = brig.ok(&["images", "-q", "--no-trunc"]).trim().to_owned();
+    brig.ok(&["tag", "team/app:latest", "other:2"]);
+    brig.ok(&["save", "-o", "/dev/null", "other:2"]);
+    brig.ok(&["rmi", "other:2"]);
+    let files = NamedTempFile::new().unwrap();
+    fs::write(files.path(), tar_of("file", b"content")).unwrap();
+    let made = brig.ok(&["import", files.path().to_str().unwrap(), "files:1"]);
+    let made = made.trim();
+    brig.ok(&["rmi", "team/app:latest"]);
+    brig.ok(&["image", "prune", "-af"]);
+    brig.fails(1, &["rmi", "team/app:latest"]);
+
+    let told = |filters: &[&str]| -> Vec<Value> {
+        let mut words = vec!["events", "--since", "1h", "--until", "0s", "--format", "json"];
+        words.extend(filters.iter().flat_map(|filter| ["--filter", filter]));
+        let lines = brig.ok(&words);
+        lines
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    let all: Vec<(String, String, String)> = told(&["type=image"])
+        .iter()
+        .map(|event| {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let actor = &event["Actor"];
+            (
+                text(&event["Action"]),
+                text(&actor["ID"]),
+                text(&actor["Attributes"]["name"]),
+            )
+        })
+        .collect();
+    let expected = [
+        ("load", id.as_str(), "team/app:latest"),
+        ("tag", &id, "other:2"),
+        ("save", &id, "other:2"),
+        ("untag", &id, "other:2"),
+        ("import", made, made),
+        ("tag", made, "files:1"),
+        ("untag", &id, "team/app:latest"),
+        ("delete", &id, &id),
+        ("untag", made, "files:1"),
+        ("delete", made, made),
+        ("prune", "", ""),
+    ]
+    .map(|(action, id, name)| (action.to_owned(), id.to_owned(), name.to_owned()));
+    assert_eq!(all, expected);
+
+    let actions = |filters: &[&str]| -> Vec<String> {
+        told(filters)
+            .iter()
+            .map(|event| event["Action"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(actions(&["event=tag", "image=other:2"]), ["tag"]);
+    // A repository means its tags, an id all that has happened to the image.
+    assert_eq!(actions(&["image=team/app"]), ["load", "untag"]);
+    assert_eq!(
+        actions(&[&format!("image={made}")]),
+        ["import", "tag", "untag", "delete"]
+    );
+    assert_eq!(actions(&["label=team=blue", "event=delete"]), ["delete"]);
+    assert_eq!(actions(&["type=container"]), Vec::<String>::new());
+    let reclaimed = &told(&["event=prune"])[0]["Actor"]["Attributes"]["reclaimed"];
+    assert!(reclaimed.as_str().unwrap().parse::<u64>().unwrap() > 0);
+}
+
+/// A tar archive of one file.
+fn tar_of(name: &str, content: &[u8]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    archive.append_data(&mut header, name, content).unwrap();
+    archive.into_inner().unwrap()
 }

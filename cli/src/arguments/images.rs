@@ -54,7 +54,7 @@ pub enum Image {
 
 /// How templates are written.
 pub(super) const LIST_EXAMPLES: &str = "\
-Filters: dangling=true|false, reference=PATTERN, label=KEY[=VALUE], before=IMAGE, since=IMAGE. Several of one kind are
+Filters: dangling=true|false, reference=PATTERN, label=KEY[=VALUE], before=IMAGE, since=IMAGE, until=TIME. Several of one kind are
 alternatives, but labels, which an image must have all of.
 A format is `table`, `json`, or a template of .Repository .Tag .Digest .ID .CreatedAt .CreatedSince .Size, with
 `table ` before it for a heading.

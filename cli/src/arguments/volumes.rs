@@ -51,7 +51,7 @@ pub struct VolumeList {
     /// Only those that this is true of: dangling=BOOL, name=PART, label=NAME[=VALUE]
     #[arg(short, long, value_name = "KEY=VALUE")]
     pub filter: Vec<String>,
-    /// `table`, `json`, or a template of .Name .Driver .Isolation .Size .Labels .CreatedAt
+    /// `table`, `json`, or a template of .Name .Driver .Isolation .Size .Labels .CreatedAt .Mountpoint .Scope .Links
     #[arg(long, value_name = "FORMAT", conflicts_with = "quiet")]
     pub format: Option<String>,
 }
@@ -87,4 +87,7 @@ pub struct VolumePrune {
     /// Do not ask
     #[arg(short, long)]
     pub force: bool,
+    /// Only those that this is true of: until=TIME, label=KEY[=VALUE], label!=KEY[=VALUE]
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub filter: Vec<String>,
 }

@@ -59,6 +59,9 @@ pub struct Wishes {
     /// Option of the resolver
     #[arg(long, visible_alias = "dns-opt", value_name = "OPTION")]
     pub dns_option: Vec<String>,
+    /// none: a sandbox has its loopback, and the ports that -p publishes
+    #[arg(long, visible_alias = "net", value_name = "NETWORK", value_parser = super::unsupported::network)]
+    pub network: Option<()>,
     /// Memory and swap together, -1 for no limit (container isolation)
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true)]
     pub memory_swap: Option<Swap>,

@@ -12,6 +12,7 @@ use std::{
 use brig_engine::{
     Engine, Error,
     engine::Pipes,
+    error::{chain, one_line},
     template,
     tool::{self, Tool},
     unpack::Report,
@@ -266,10 +267,7 @@ fn finish(work: JoinHandle<Result<Written, CopyError>>) -> Result<Written, Failu
 
 fn cannot(error: CopyError) -> Failure {
     // A sandbox may have chosen the path in it.
-    Failure::command(format!(
-        "cannot copy {}",
-        brig_engine::error::one_line(&error.to_string(), 4096)
-    ))
+    Failure::command(format!("cannot copy {}", one_line(&chain(&error), 4096)))
 }
 
 fn step(options: &Copy, what: &'static str) -> Option<Step> {

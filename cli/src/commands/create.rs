@@ -6,7 +6,7 @@ use brig_engine::{
     CreateOptions, Engine, Isolation, SandboxId,
     device_rate::DeviceRates,
     engine::{Draft, SnapshotOptions},
-    options::{HostOptions, LogOptions, MountOption, RestartPolicy, SeccompOption, SecurityOption, limit},
+    options::{HostOptions, LogOptions, MountOption, SeccompOption, SecurityOption, limit},
     port::{PORTS_MAX, PortError, PublishedPort},
     sandbox::{Config, health::HealthOptions},
     settings::Settings,
@@ -70,7 +70,7 @@ impl Wanted {
             ports: ports(options)?,
             stop_signal: options.stop_signal,
             auto_remove: options.rm,
-            restart: restart(options)?,
+            restart: options.restart,
             stop_timeout: options.stop_timeout,
             log: LogOptions::parse(&options.wishes.log_opt).map_err(Failure::of_run)?,
             labels: all_labels(options)?,
@@ -178,6 +178,7 @@ fn wishes(options: &Create, detach: bool) -> Result<CreateOptions, Failure> {
             write_iops: options.device_write_iops.clone(),
         },
         ports: ports(options)?,
+        exposed: options.expose.iter().flat_map(|ports| ports.0.clone()).collect(),
         stop_signal: options.stop_signal,
         auto_remove: options.rm,
         no_template: options.no_template,
@@ -199,16 +200,6 @@ fn wishes(options: &Create, detach: bool) -> Result<CreateOptions, Failure> {
     })
 }
 
-/// What has ended is removed, or started again.
-fn restart(options: &Create) -> Result<RestartPolicy, Failure> {
-    if options.rm && options.restart != RestartPolicy::No {
-        return Err(Failure::usage(
-            "--restart conflicts with --rm, which removes what has ended".to_owned(),
-        ));
-    }
-    Ok(options.restart)
-}
-
 fn mounts(options: &Create) -> Vec<VolumeMount> {
     let volumes = options.wishes.volume.iter().map(|option| option.0.clone());
     let mounts = options.wishes.mount.iter().filter_map(|option| match option {
@@ -221,7 +212,7 @@ fn mounts(options: &Create) -> Vec<VolumeMount> {
 fn host_options(options: &Create) -> Result<HostOptions, Failure> {
     let wishes = &options.wishes;
     let mut chosen = HostOptions {
-        restart: restart(options)?,
+        restart: options.restart,
         stop_timeout: options.stop_timeout,
         init: wishes.init,
         read_only: wishes.read_only,

@@ -10,11 +10,7 @@ pub fn show(
     format: Option<&str>,
     descriptions: impl Iterator<Item = Result<Value, Failure>>,
 ) -> Result<i32, Failure> {
-    let template = match format {
-        None => None,
-        Some("json") => Some(Template::parse("{{json .}}")?),
-        Some(format) => Some(Template::parse(format)?),
-    };
+    let template = format.map(template).transpose()?;
     let mut found = Vec::new();
     let mut failed = false;
     for description in descriptions {
@@ -35,4 +31,15 @@ pub fn show(
         None => print(&format!("{:#}\n", Value::Array(found)))?,
     }
     if failed { Err(Failure::reported()) } else { Ok(0) }
+}
+
+/// Prints one description as `format` says.
+pub fn show_one(format: &str, description: &Value) -> Result<i32, Failure> {
+    print_lines([template(format)?.render(description)?])?;
+    Ok(0)
+}
+
+fn template(format: &str) -> Result<Template, Failure> {
+    let format = if format == "json" { "{{json .}}" } else { format };
+    Ok(Template::parse(format)?)
 }

@@ -130,6 +130,15 @@ fn fields(event: &Event) -> Value {
     })
 }
 
+/// A name of an image without its tag.
+fn without_tag(name: &str) -> &str {
+    match name.rsplit_once(':') {
+        // What follows the last colon may be a registry's port, and the start of a path.
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => name,
+    }
+}
+
 /// What an event must be. Several of one kind are alternatives, but labels, of which it must have all.
 #[derive(Debug, Default)]
 struct Filters {
@@ -194,7 +203,12 @@ impl Filters {
             // `exec_start: sh` is an `exec_start`.
             event.action == text || event.action.split(':').next() == Some(text)
         }) && any(&self.images, &|text| {
-            is_of(Kind::Image, text, "name") || attribute("image") == text
+            // As with Docker a repository means its tags, too.
+            let is_name = |name: &str| name == text || !text.is_empty() && without_tag(name) == text;
+            match event.kind {
+                Kind::Image => is_name(&actor.id) || is_name(attribute("name")),
+                _ => is_name(attribute("image")),
+            }
         }) && any(&self.isolations, &|text| attribute("isolation") == text)
             && any(&self.kinds, &|text| event.kind.as_str() == text)
             && any(&self.volumes, &|text| is_of(Kind::Volume, text, "volume"))

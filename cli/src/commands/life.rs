@@ -1,13 +1,20 @@
 //! `stop`, `update`, `rm`, `wait` and `kill`: each does its work for all sandboxes that it is given, and fails at the end when it
 //! failed for one.
 
+use std::time::Duration;
+
 use brig_engine::{Engine, Error, engine::Changes, signal::Signal};
 
-use super::print;
+use super::{images::filter::PruneFilters, print, system::report};
 use crate::{
-    arguments::{Kill, Rm, Sandboxes, Stop, Update},
+    arguments::{ContainerPrune, Kill, Rm, Sandboxes, Stop, Update},
+    confirm,
     failure::Failure,
+    text,
 };
+
+/// How long a sandbox is waited for that has been sent SIGKILL: Docker's.
+const DEATH: Duration = Duration::from_secs(10);
 
 /// `brig stop`.
 pub async fn stop(engine: &Engine, options: &Stop) -> Result<i32, Failure> {
@@ -46,9 +53,29 @@ pub async fn remove(engine: &Engine, options: &Rm) -> Result<i32, Failure> {
         let removed = engine
             .remove_with(reference, options.force, options.volumes)
             .await;
-        outcome.take(removed.map(|()| reference.clone()))?;
+        match removed {
+            // As with Docker that is told, and no failure of one who only wants it gone.
+            Err(e @ Error::NoSuchSandbox(_)) if options.force => {
+                Failure::from(e).report();
+            }
+            removed => outcome.take(removed.map(|()| reference.clone()))?,
+        }
     }
     outcome.code()
+}
+
+/// `brig container prune`.
+pub async fn prune(engine: &Engine, options: &ContainerPrune) -> Result<i32, Failure> {
+    let filters = PruneFilters::new(&options.filter)?;
+    if !options.force && !confirm::ask("This will remove all stopped sandboxes.")? {
+        return Ok(0);
+    }
+    let (gone, bytes) = engine
+        .prune_sandboxes(|sandbox| filters.fit(sandbox.config.created, &sandbox.config.labels))
+        .await?;
+    report("Deleted Containers:", gone)?;
+    print(&format!("Total reclaimed space: {}\n", text::size(bytes)))?;
+    Ok(0)
 }
 
 /// `brig wait`.
@@ -75,7 +102,12 @@ pub async fn kill(engine: &Engine, options: &Kill) -> Result<i32, Failure> {
     let signal: Signal = options.signal.parse()?;
     let mut outcome = Outcome::default();
     for reference in &options.sandboxes.sandboxes {
+        let sandbox = engine.find(reference).map(|sandbox| sandbox.id().to_string());
         let sent = engine.kill(reference, signal).await;
+        if let (Ok(()), Ok(id), Signal::KILL) = (&sent, sandbox, signal) {
+            // As with Docker it is dead when the command ends. One with --rm is gone then, which is no failure.
+            let _ = tokio::time::timeout(DEATH, engine.wait(&id)).await;
+        }
         outcome.take(sent.map(|()| reference.clone()))?;
     }
     outcome.code()

@@ -17,11 +17,106 @@ const OTHERS: [&str; 5] = ["pull", "push", "login", "logout", "search"];
 
 /// `brig completion`.
 pub fn completion(options: &Completion) -> Result<i32, Failure> {
-    let shell: Shell = options.shell.into();
+    let script = script(options.shell.into());
+    io::Write::write_all(&mut io::stdout().lock(), script.as_bytes())?;
+    Ok(0)
+}
+
+/// Names of sandboxes and images, beside the commands and options that the generated script knows.
+const BASH_NAMES: &str = r#"
+_brig_names() {
+    _brig "$@"
+    local cur="$2" command="${COMP_WORDS[1]}" at=2 names=""
+    case "${command}" in
+        container) command="${COMP_WORDS[2]}" at=3 ;;
+        image) command="image ${COMP_WORDS[2]}" at=3 ;;
+    esac
+    if [[ ${COMP_CWORD} -lt ${at} || ${cur} == -* ]]; then
+        return 0
+    fi
+    case "${command}" in
+        attach|exec|kill|pause|port|stats|stop|top|unpause|update)
+            names=$(brig ps --format '{{.Names}}' 2>/dev/null) ;;
+        commit|cp|diff|export|inspect|logs|rename|restart|rm|start|wait)
+            names=$(brig ps -a --format '{{.Names}}' 2>/dev/null) ;;
+        run|create|rmi|tag|save|history|push|"image rm"|"image inspect"|"image history"|"image tag"|"image save"|"image push")
+            names=$(brig images --format '{{.Repository}}:{{.Tag}}' 2>/dev/null) ;;
+        *) return 0 ;;
+    esac
+    COMPREPLY=( $(compgen -W "${names}" -- "${cur}") )
+}
+complete -F _brig_names -o bashdefault -o default brig
+"#;
+
+/// As [`BASH_NAMES`]; the generated lines call these.
+const ZSH_NAMES: &str = r#"_brig_sandboxes() {
+    local names; names=(${(f)"$(brig ps -a --format '{{.Names}}' 2>/dev/null)"})
+    compadd -a names || _default
+}
+_brig_images() {
+    local names; names=(${(f)"$(brig images --format '{{.Repository}}:{{.Tag}}' 2>/dev/null)"})
+    compadd -a names || _default
+}
+
+"#;
+
+/// As [`BASH_NAMES`].
+const FISH_NAMES: &str = r#"
+set -l running attach exec kill pause port stats stop top unpause update
+set -l all commit diff export inspect logs rename restart rm start wait
+set -l images run create rmi tag save history push
+complete -c brig -n "__fish_brig_using_subcommand $running" -f -a "(brig ps --format '{{.Names}}' 2>/dev/null)"
+complete -c brig -n "__fish_brig_using_subcommand $all" -f -a "(brig ps -a --format '{{.Names}}' 2>/dev/null)"
+complete -c brig -n "__fish_brig_using_subcommand cp" -a "(brig ps -a --format '{{.Names}}:' 2>/dev/null)"
+complete -c brig -n "__fish_brig_using_subcommand $images" -f -a "(brig images --format '{{.Repository}}:{{.Tag}}' 2>/dev/null)"
+complete -c brig -n "__fish_brig_using_subcommand container; and __fish_seen_subcommand_from $running" -f -a "(brig ps --format '{{.Names}}' 2>/dev/null)"
+complete -c brig -n "__fish_brig_using_subcommand container; and __fish_seen_subcommand_from $all" -f -a "(brig ps -a --format '{{.Names}}' 2>/dev/null)"
+complete -c brig -n "__fish_brig_using_subcommand image; and __fish_seen_subcommand_from rm inspect history tag save push" -f -a "(brig images --format '{{.Repository}}:{{.Tag}}' 2>/dev/null)"
+"#;
+
+/// How the help of an argument that is a sandbox begins, and of one that is an image.
+const SANDBOXES: [&str; 4] = [
+    "-- Ids, names, or starts of ids",
+    "-- Id, name, or the start of an id",
+    "-- The sandbox",
+    "-- Sandboxes, else images",
+];
+const IMAGES: [&str; 3] = [
+    "-- Names, ids, or starts of ids",
+    "-- Name, id, or the start of an id",
+    "-- The image",
+];
+
+/// What a shell needs to complete brig's commands.
+fn script(shell: Shell) -> String {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "brig", &mut script);
-    io::Write::write_all(&mut io::stdout().lock(), &script)?;
-    Ok(0)
+    let mut script = String::from_utf8_lossy(&script).into_owned();
+    match shell {
+        Shell::Bash => script.push_str(BASH_NAMES),
+        Shell::Fish => script.push_str(FISH_NAMES),
+        Shell::Zsh => {
+            let named = |line: &str| {
+                let is_of = |starts: &[&str]| starts.iter().any(|start| line.contains(start));
+                let function = if is_of(&SANDBOXES) {
+                    "_brig_sandboxes"
+                } else if is_of(&IMAGES) {
+                    "_brig_images"
+                } else {
+                    "_default"
+                };
+                line.replace(":_default'", &format!(":{function}'"))
+            };
+            let lines: Vec<String> = script.lines().map(named).collect();
+            script = lines.join("\n") + "\n";
+            // Before the last lines, which run it.
+            if let Some(at) = script.rfind("if [ \"$funcstack[1]\"") {
+                script.insert_str(at, ZSH_NAMES);
+            }
+        }
+        _ => {}
+    }
+    script
 }
 
 /// `brig manual`.
@@ -62,13 +157,19 @@ mod tests {
             (Shell::Zsh, "#compdef brig"),
             (Shell::Fish, "complete -c brig"),
         ] {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Arguments::command(), "brig", &mut script);
-            let script = String::from_utf8(script).unwrap();
+            let script = script(shell);
             assert!(
                 script.contains(word) && script.contains("max-image-size"),
                 "{shell}"
             );
+            assert!(script.contains("brig ps -a --format"), "{shell}");
+        }
+        let zsh = script(Shell::Zsh);
+        for line in [
+            "'*::sandboxes -- Ids, names, or starts of ids:_brig_sandboxes'",
+            ":image -- Name, id, or the start of an id:_brig_images'",
+        ] {
+            assert!(zsh.contains(line), "{line}");
         }
     }
 

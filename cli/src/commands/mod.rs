@@ -32,12 +32,15 @@ use std::{
 
 use brig_engine::{Engine, Paths};
 
-use crate::{arguments::Command, failure::Failure};
+use crate::{
+    arguments::{Command, Container},
+    failure::Failure,
+};
 
 /// Carries a command out and gives its exit code.
 pub async fn dispatch(command: Command, began_ns: u64) -> Result<i32, Failure> {
-    if let Command::Version = command {
-        return system::version();
+    if let Command::Version(options) = &command {
+        return system::version(options);
     }
     let running = matches!(command, Command::Run(_));
     let open = || Engine::open(Paths::from_environment()?);
@@ -86,7 +89,12 @@ pub async fn dispatch(command: Command, began_ns: u64) -> Result<i32, Failure> {
         Command::Registry(command) => Err(registry::hand_over(&engine, command)),
         Command::Config(command) => config::dispatch(&engine, &command),
         Command::Compare(options) => compare::compare(&engine, &options).await,
-        Command::Version => system::version(),
+        Command::Info(options) => system::info(&engine, &options).await,
+        Command::Version(options) => system::version(&options),
+        Command::Container(Container::Prune(options)) => life::prune(&engine, &options).await,
+        // `Arguments::of` has put others in their places.
+        Command::Container(other) => Box::pin(dispatch(other.short(), began_ns)).await,
+        Command::Help(_) => Ok(0),
     }
 }
 

@@ -28,8 +28,13 @@ use crate::{
     timing::{self, HostCosts},
 };
 
-/// What the spinner says while a guest starts.
-const STARTING: &str = "Starting the guest";
+/// What the spinner says while a sandbox starts.
+fn starting(isolation: Isolation) -> &'static str {
+    match isolation {
+        Isolation::Vm => "Starting the guest",
+        Isolation::Container => "Starting the container",
+    }
+}
 
 /// What a user is told who waits for a template.
 const MAKING: &str = "Making a template of a started guest: this is done once for each size of guest";
@@ -74,6 +79,7 @@ pub async fn run(engine: &Engine, mut options: Run, began_ns: u64) -> Result<i32
         engine,
         options: &options,
         id: &config.id,
+        isolation,
         supervisor,
         stdin: config.stdin && making.interactive,
         tty: config.tty,
@@ -103,6 +109,7 @@ struct Start<'a> {
     engine: &'a Engine,
     options: &'a Run,
     id: &'a SandboxId,
+    isolation: Isolation,
     /// It waits for its word.
     supervisor: Summoned,
     /// Whether standard input is passed on.
@@ -122,6 +129,7 @@ async fn start_created(start: Start<'_>, interrupts: &mut Interrupts) -> Result<
         engine,
         options,
         id,
+        isolation,
         supervisor,
         stdin,
         tty,
@@ -137,7 +145,7 @@ async fn start_created(start: Start<'_>, interrupts: &mut Interrupts) -> Result<
         count: host_costs.is_some(),
         size: terminal_size(tty && !options.detach),
     };
-    let session = match interrupts.end(launch(supervisor.start(wanted))).await {
+    let session = match interrupts.end(launch(isolation, supervisor.start(wanted))).await {
         Ok(session) => session.map_err(Failure::of_run)?,
         Err(interrupted) => {
             discard(engine, id).await;
@@ -253,7 +261,9 @@ async fn start_one(
         count: false,
         size: terminal_size(attach && config.tty),
     };
-    let session = interrupts.end(launch(engine.start(id, wanted))).await?;
+    let session = interrupts
+        .end(launch(config.isolation, engine.start(id, wanted)))
+        .await?;
     let session = session.map_err(|e| if attach { Failure::of_run(e) } else { e.into() })?;
     if !attach {
         return Ok(None);
@@ -275,9 +285,12 @@ fn terminal_size(wanted: bool) -> Option<WindowSize> {
     wanted.then(terminal::size).flatten()
 }
 
-/// Starts the guest and waits until the process runs.
-async fn launch(session: impl Future<Output = Result<Session, Error>>) -> Result<Session, Error> {
-    let step = Step::spinner(STARTING);
+/// Starts a sandbox and waits until its process runs.
+async fn launch(
+    isolation: Isolation,
+    session: impl Future<Output = Result<Session, Error>>,
+) -> Result<Session, Error> {
+    let step = Step::spinner(starting(isolation));
     let mut session = session.await?;
     session.output.started(&mut |notice| step.note(notice)).await?;
     drop(step);

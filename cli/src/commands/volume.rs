@@ -7,7 +7,7 @@ use brig_engine::{
 };
 use serde_json::{Value, json};
 
-use super::{create::labels, described, print, print_lines};
+use super::{create::labels, described, images::filter::PruneFilters, print, print_lines};
 use crate::{
     arguments::{Volume, VolumeCreate, VolumeInspect, VolumeList, VolumePrune, VolumeRemove},
     confirm,
@@ -15,13 +15,16 @@ use crate::{
     listing, text,
 };
 
-const FIELDS: [(&str, &str); 6] = [
+const FIELDS: [(&str, &str); 9] = [
     ("Name", "VOLUME NAME"),
     ("Driver", "DRIVER"),
     ("Isolation", "ISOLATION"),
     ("Size", "SIZE"),
     ("Labels", "LABELS"),
     ("CreatedAt", "CREATED AT"),
+    ("Mountpoint", "MOUNTPOINT"),
+    ("Scope", "SCOPE"),
+    ("Links", "LINKS"),
 ];
 
 const TABLE: &str = "table {{.Driver}}\t{{.Name}}\t{{.Isolation}}\t{{.Size}}";
@@ -44,7 +47,7 @@ fn create(engine: &Engine, options: &VolumeCreate) -> Result<i32, Failure> {
     Ok(0)
 }
 
-fn row(engine: &Engine, record: &Record) -> Value {
+fn row(engine: &Engine, record: &Record, sandboxes: &[Sandbox]) -> Value {
     let labels: Vec<String> = record
         .labels
         .iter()
@@ -57,6 +60,9 @@ fn row(engine: &Engine, record: &Record) -> Value {
         "Size": text::size(engine.volume_usage(&record.name)),
         "Labels": labels.join(","),
         "CreatedAt": record.created.to_string(),
+        "Mountpoint": engine.volumes().path(&record.name),
+        "Scope": "local",
+        "Links": volume::users(&record.name, sandboxes).count().to_string(),
     })
 }
 
@@ -71,7 +77,7 @@ fn list(engine: &Engine, options: &VolumeList) -> Result<i32, Failure> {
         print_lines(all.iter().map(|record| &record.name))?;
         return Ok(0);
     }
-    let rows: Vec<Value> = all.iter().map(|record| row(engine, record)).collect();
+    let rows: Vec<Value> = all.iter().map(|record| row(engine, record, &sandboxes)).collect();
     let format = options
         .format
         .as_deref()
@@ -112,25 +118,28 @@ fn filter_of<'a>(filter: &'a str, sandboxes: &'a [Sandbox]) -> Result<Filter<'a>
 }
 
 fn inspect(engine: &Engine, options: &VolumeInspect) -> Result<i32, Failure> {
-    let (volumes, sandboxes) = (engine.volumes(), engine.list()?);
-    let describe = |name: &String| {
-        let record = volumes.find(name)?;
-        let users: Vec<&str> = volume::users(name, &sandboxes)
-            .map(|sandbox| sandbox.config.name.as_str())
-            .collect();
-        Ok(json!({
-            "Name": record.name,
-            "CreatedAt": record.created.to_string(),
-            "Driver": "local",
-            "Labels": record.labels,
-            "Mountpoint": volumes.path(name),
-            "Options": Value::Null,
-            "Scope": "local",
-            "UsageData": { "Size": engine.volume_usage(name), "RefCount": users.len() },
-            "Brig": { "Isolation": record.isolation.map(Isolation::as_str), "Anonymous": record.anonymous, "UsedBy": users },
-        }))
-    };
+    let describe = |name: &String| describe(engine, name);
     described::show(options.format.as_deref(), options.volumes.iter().map(describe))
+}
+
+/// A volume as Docker's API describes it.
+pub fn describe(engine: &Engine, name: &str) -> Result<Value, Failure> {
+    let (volumes, sandboxes) = (engine.volumes(), engine.list()?);
+    let record = volumes.find(name)?;
+    let users: Vec<&str> = volume::users(name, &sandboxes)
+        .map(|sandbox| sandbox.config.name.as_str())
+        .collect();
+    Ok(json!({
+        "Name": record.name,
+        "CreatedAt": record.created.to_string(),
+        "Driver": "local",
+        "Labels": record.labels,
+        "Mountpoint": volumes.path(name),
+        "Options": Value::Null,
+        "Scope": "local",
+        "UsageData": { "Size": engine.volume_usage(name), "RefCount": users.len() },
+        "Brig": { "Isolation": record.isolation.map(Isolation::as_str), "Anonymous": record.anonymous, "UsedBy": users },
+    }))
 }
 
 fn remove(engine: &Engine, options: &VolumeRemove) -> Result<i32, Failure> {
@@ -154,10 +163,12 @@ fn prune(engine: &Engine, options: &VolumePrune) -> Result<i32, Failure> {
     } else {
         "all volumes without a name that no sandbox has"
     };
+    let filters = PruneFilters::new(&options.filter)?;
     if !options.force && !confirm::ask(&format!("This will remove {which}.\n"))? {
         return Ok(0);
     }
-    let (gone, bytes) = engine.prune_volumes(options.all)?;
+    let (gone, bytes) =
+        engine.prune_volumes(options.all, |record| filters.fit(record.created, &record.labels))?;
     if !gone.is_empty() {
         print_lines(["Deleted Volumes:".to_owned()])?;
         print_lines(gone)?;

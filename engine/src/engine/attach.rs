@@ -16,7 +16,9 @@ impl Engine {
     pub async fn attach(&self, reference: &str) -> Result<Session, Error> {
         let sandbox = self.find(reference)?;
         let stopped = || Error::CannotAttach(reference.to_owned());
-        self.open_session(&sandbox, &Request::Attach, stopped).await
+        let session = self.open_session(&sandbox, &Request::Attach, stopped).await?;
+        self.note(&sandbox, "attach", &[]);
+        Ok(session)
     }
 
     /// Starts another process in a running sandbox; [`SessionOutput::started`](super::SessionOutput::started) tells how that

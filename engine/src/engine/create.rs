@@ -1,16 +1,15 @@
 //! From what an image says and a user wants to a sandbox's configuration.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use brig_image_store::{Image, ImageConfig, ImageId, Platform, Transport};
+use brig_image_store::{Image, ImageConfig, ImageId, Platform, Transport, image::ExposedPort};
 use jiff::Timestamp;
 
 use crate::{
     Error, Isolation, SandboxId,
-    cell::cgroups,
     device_rate::DeviceRates,
     options::{
-        HostOptions, RestartPolicy, Swap,
+        HostOptions, Swap,
         mount::{check_path, is_kernels},
     },
     port::{self, PORTS_MAX, PortError, PublishedPort},
@@ -66,6 +65,8 @@ pub struct CreateOptions {
     pub options: HostOptions,
     /// Ports to publish.
     pub ports: Vec<PublishedPort>,
+    /// Ports that it listens on, beside those that the image says.
+    pub exposed: Vec<ExposedPort>,
     /// The signal that `stop` sends.
     pub stop_signal: Option<Signal>,
     /// Whether the sandbox goes with its process's end.
@@ -163,13 +164,10 @@ pub(super) fn draft(image: &Image, options: &CreateOptions) -> Result<Draft, Err
             isolation: options.isolation,
             limits: options.limits(),
             device_rates: options.device_rates.clone(),
-            memory: match options.isolation {
-                Isolation::Vm => options.memory.unwrap_or(MemoryMib::DEFAULT).check_host()?,
-                Isolation::Container => options.memory.unwrap_or(MemoryMib::DEFAULT),
-            },
+            memory: options.memory.unwrap_or(MemoryMib::DEFAULT),
             cpus: options.cpus.unwrap_or(Cpus::DEFAULT),
             ports: published(image, options)?,
-            exposed_ports: said.exposed_ports.iter().map(ToString::to_string).collect(),
+            exposed_ports: exposed(image, options).map(ToString::to_string).collect(),
             stop_signal,
             auto_remove: options.auto_remove,
             no_template: options.no_template,
@@ -186,66 +184,15 @@ pub(super) fn draft(image: &Image, options: &CreateOptions) -> Result<Draft, Err
         image_env: said.env.clone(),
         user_env: options.env.clone(),
     };
-    check_limits(options)?;
+    options.limits().check(options.isolation)?;
     options.options.check(options.isolation)?;
     check_mounts(options)?;
-    if options.auto_remove && options.options.restart != RestartPolicy::No {
-        return Err(Error::option(
-            "--restart",
-            "it conflicts with --rm, which removes what has ended",
-        ));
-    }
+    options.options.restart.check(options.auto_remove)?;
     // What does not compile is no filter.
     options.options.seccomp.compile(options.options.capabilities())?;
     spec::environment("", options.tty, &draft.image_env, &draft.user_env)?;
     spec::check(&draft.clone_for_check())?;
     Ok(draft)
-}
-
-/// Checks the limits that only one isolation, or one kind of host, has.
-fn check_limits(options: &CreateOptions) -> Result<(), Error> {
-    if let Some(Swap::Total(total)) = options.swap {
-        match options.memory {
-            None => {
-                return Err(Error::option(
-                    "--memory-swap",
-                    "it needs --memory, of which it is a part",
-                ));
-            }
-            Some(memory) if total < memory => {
-                return Err(Error::option(
-                    "--memory-swap",
-                    "it is memory and swap together: not less than --memory",
-                ));
-            }
-            Some(_) => {}
-        }
-    }
-    if options.isolation == Isolation::Container {
-        return cgroups::check(&options.limits());
-    }
-    if options
-        .swap
-        .is_some_and(|swap| Some(swap) != options.memory.map(Swap::Total))
-    {
-        return Err(Error::option(
-            "--memory-swap",
-            "a guest has no swap: give it as much as --memory, or use --isolation container",
-        ));
-    }
-    if options.cpu_shares.is_some() {
-        return Err(Error::option(
-            "--cpu-shares",
-            "guests share the CPUs equally: use --cpus, or --isolation container",
-        ));
-    }
-    if options.oom_kill_disable {
-        return Err(Error::option(
-            "--oom-kill-disable",
-            "a guest's kernel has to kill something when its memory is full: use --memory",
-        ));
-    }
-    Ok(())
 }
 
 /// Checks what is mounted where.
@@ -325,11 +272,17 @@ fn mounts(said: &ImageConfig, options: &CreateOptions) -> Vec<VolumeMount> {
     mounts
 }
 
+/// The ports that the image and the user say it listens on, each once.
+fn exposed<'a>(image: &'a Image, options: &'a CreateOptions) -> impl Iterator<Item = &'a ExposedPort> {
+    let all = image.config.exposed_ports.iter().chain(&options.exposed);
+    all.collect::<BTreeSet<_>>().into_iter()
+}
+
 /// The user's ports, and those of the image when all of them are wanted.
 fn published(image: &Image, options: &CreateOptions) -> Result<Vec<PublishedPort>, Error> {
     let mut ports = options.ports.clone();
     if options.publish_all {
-        for exposed in &image.config.exposed_ports {
+        for exposed in exposed(image, options) {
             let is_there = |port: &PublishedPort| port.container_port == exposed.port;
             // Nothing but TCP reaches in.
             if exposed.protocol == Transport::Tcp && !ports.iter().any(is_there) {
@@ -402,7 +355,11 @@ impl Draft {
 
     /// The configuration of the sandbox with this id and name.
     pub(super) fn finish(self, id: SandboxId, name: String) -> Config {
-        self.filled(id, name)
+        Config {
+            // Between the checks and this an image may have been unpacked, which takes long.
+            created: Timestamp::now(),
+            ..self.filled(id, name)
+        }
     }
 
     fn filled(&self, id: SandboxId, name: String) -> Config {
@@ -472,15 +429,18 @@ mod tests {
             .into();
         let options = CreateOptions {
             ports: port::parse("8080:80").unwrap(),
+            exposed: vec!["90/tcp".parse().unwrap(), "80".parse().unwrap()],
             publish_all: true,
             ..options()
         };
-        let ports = draft(&image, &options).unwrap().config.ports;
-        let ports: Vec<_> = ports
+        let config = draft(&image, &options).unwrap().config;
+        let ports: Vec<_> = config
+            .ports
             .iter()
             .map(|port| (port.host_port, port.container_port))
             .collect();
-        assert_eq!(ports, [(8080, 80), (0, 443)]);
+        assert_eq!(ports, [(8080, 80), (0, 90), (0, 443)]);
+        assert_eq!(config.exposed_ports, ["53/udp", "80/tcp", "90/tcp", "443/tcp"]);
     }
 
     #[test]

@@ -54,7 +54,7 @@ use crate::{
     control::{self, Exit, FRAME_BYTES, REQUEST_BYTES, Reply, Request},
     disk,
     error::CODE_BRIG,
-    events::{self, Event},
+    events::{self, Event, Journal, Kind},
     frames::{self, FrameReader},
     host::Machine,
     log::{LineReader, LogOptions, LogReader},
@@ -95,7 +95,7 @@ impl Engine {
         brig_image_store::removal::set_helper(crate::cell::empty);
         Ok(Self {
             registry: Registry::new(paths.sandboxes()),
-            store: Store::open(&paths.images())?,
+            store: Store::open(&paths.images())?.telling(Journal::new(paths.events())),
             host: Machine::new(&paths),
             paths,
         })
@@ -261,17 +261,22 @@ impl Engine {
         self.volumes().remove(name, &self.list()?)
     }
 
-    /// Removes the volumes that no sandbox has: those that nobody has named, or `all`. Gives their names and the bytes that they took.
+    /// Removes the volumes that no sandbox has and that `wanted` agrees to: those that nobody has named, or `all`. Gives their names
+    /// and the bytes that they took.
     ///
     /// # Errors
     /// [`Error::File`].
-    pub fn prune_volumes(&self, all: bool) -> Result<(Vec<String>, u64), Error> {
+    pub fn prune_volumes(
+        &self,
+        all: bool,
+        wanted: impl Fn(&volume::Record) -> bool,
+    ) -> Result<(Vec<String>, u64), Error> {
         let (volumes, sandboxes) = (self.volumes(), self.list()?);
         let (mut gone, mut bytes) = (Vec::new(), 0);
         for record in volumes
             .list()?
             .into_iter()
-            .filter(|record| all || record.anonymous)
+            .filter(|record| (all || record.anonymous) && wanted(record))
         {
             let took = self.volume_usage(&record.name);
             // One that is in use stays.
@@ -280,6 +285,43 @@ impl Engine {
                 gone.push(record.name);
             }
         }
+        let reclaimed = bytes.to_string();
+        Journal::new(self.paths.events()).note(
+            Kind::Volume,
+            "prune",
+            "",
+            [("reclaimed", reclaimed.as_str())],
+        );
+        Ok((gone, bytes))
+    }
+
+    /// Removes the sandboxes that do not run and that `wanted` agrees to. Gives their ids and the bytes that they took.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub async fn prune_sandboxes(
+        &self,
+        wanted: impl Fn(&Sandbox) -> bool,
+    ) -> Result<(Vec<String>, u64), Error> {
+        let (mut gone, mut bytes) = (Vec::new(), 0);
+        for sandbox in self.list()? {
+            if sandbox.supervised || !wanted(&sandbox) {
+                continue;
+            }
+            let took = self.sandbox_usage(&sandbox);
+            // One that has been started meanwhile stays.
+            if self.remove(sandbox.id().as_str(), false).await.is_ok() {
+                bytes += took;
+                gone.push(sandbox.id().to_string());
+            }
+        }
+        let reclaimed = bytes.to_string();
+        Journal::new(self.paths.events()).note(
+            Kind::Container,
+            "prune",
+            "",
+            [("reclaimed", reclaimed.as_str())],
+        );
         Ok((gone, bytes))
     }
 

@@ -61,7 +61,9 @@ impl Engine {
     ) -> Result<(), Error> {
         let sandbox = self.find(reference)?;
         self.pack(reference, &sandbox, Pack::Files, cold, report, sink)
-            .await
+            .await?;
+        self.note(&sandbox, "export", &[]);
+        Ok(())
     }
 
     /// What a sandbox has changed of its image's files: `A`, `C` or `D` and the path, which a guest chose, each.
@@ -141,7 +143,15 @@ impl Engine {
         let diff_id = blob.digest;
         let found = composition.assemble(&incoming, NewLayer { blob, diff_id })?;
         let image = found.image.clone();
-        Ok(incoming.publish(&[found])?.pop().unwrap_or(image))
+        let image = incoming.publish(&[found])?.pop().unwrap_or(image);
+        let id = image.id.to_string();
+        let mut more = vec![("imageID", id.clone())];
+        if let Some(name) = &options.name {
+            self.store.note("tag", Some(&image), &id, &name.to_string());
+            more.push(("imageRef", name.to_string()));
+        }
+        self.note(&sandbox, "commit", &more);
+        Ok(image)
     }
 
     pub(super) fn image_of(&self, sandbox: &Sandbox) -> Result<Image, Error> {

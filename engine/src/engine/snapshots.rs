@@ -160,6 +160,7 @@ impl Engine {
     ) -> Result<Config, Error> {
         let saved = self.snapshots().record(name)?.config;
         saved.memory.check_host()?;
+        options.restart.check(options.auto_remove)?;
         let make = |mounts, id, sandbox_name| Config {
             mounts,
             ..go_on_config(&saved, name, options, id, sandbox_name)

@@ -44,20 +44,17 @@ pub(super) fn check(sandbox: &Sandbox, changes: &Changes) -> Result<(), Error> {
             "there is nothing to change: --restart, --memory, --cpus, --pids-limit",
         );
     }
-    if config.auto_remove && changes.restart.is_some_and(|policy| policy != RestartPolicy::No) {
-        return refused("--restart", "it was made with --rm and is removed when it ends");
+    changes
+        .restart
+        .map_or(Ok(()), |policy| policy.check(config.auto_remove))?;
+    if !changes.limits_anything() {
+        return Ok(());
     }
+    let mut after = config.limits;
+    limit(&mut after, changes);
+    after.check(config.isolation)?;
     match config.isolation {
         Isolation::Vm => {
-            if changes.swap.is_some() || changes.cpu_shares.is_some() {
-                return refused(
-                    "update",
-                    "a guest has neither swap nor a share of CPU time: --memory, --cpus",
-                );
-            }
-            if !changes.limits_anything() {
-                return Ok(());
-            }
             if sandbox.supervised {
                 return refused(
                     "update",
@@ -70,23 +67,10 @@ pub(super) fn check(sandbox: &Sandbox, changes: &Changes) -> Result<(), Error> {
                     "it goes on from a snapshot, whose size it has: start it once before",
                 );
             }
-            if let Some(memory) = changes.memory {
-                memory.check_host()?;
-            }
         }
         Isolation::Container => {
-            let mut after = config.limits;
-            limit(&mut after, changes);
-            if changes.limits_anything() && sandbox.supervised && needs_more(&config.limits, &after) {
+            if sandbox.supervised && needs_more(&config.limits, &after) {
                 return refused("update", "it was started without such a limit: stop it first");
-            }
-            if let Some(Swap::Total(total)) = after.swap
-                && after.memory.is_none_or(|memory| total < memory)
-            {
-                return refused(
-                    "--memory-swap",
-                    "it is memory and swap together: not less than --memory",
-                );
             }
         }
     }
@@ -174,13 +158,15 @@ mod tests {
             ..Changes::default()
         };
         let mut container = sandbox(Isolation::Container, true);
-        assert!(check(&container, &size).is_err());
+        let error = check(&container, &size).unwrap_err().to_string();
+        assert!(error.contains("stop it first"), "{error}");
         container.config.limits.memory = Some("128m".parse().unwrap());
         check(&container, &size).unwrap();
         let swap = Changes {
             swap: Some("64m".parse().unwrap()),
             ..Changes::default()
         };
-        assert!(check(&container, &swap).is_err());
+        let error = check(&container, &swap).unwrap_err().to_string();
+        assert!(error.contains("not less than --memory"), "{error}");
     }
 }

@@ -10,7 +10,6 @@ mod writer;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::writer::older;
 pub use self::{
     reader::{Dated, LineReader, LogOptions, LogReader},
     writer::LogWriter,

@@ -194,7 +194,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        log::{LogWriter, Stream, older},
+        log::{LogWriter, Stream, writer::numbered},
         options::LogOptions as Limits,
     };
 
@@ -317,7 +317,7 @@ mod tests {
         let (_directory, path) = log_of(&["1\n", "2\n"]);
         let mut reader = LogReader::open(&path, LogOptions::default()).unwrap();
         assert_eq!(reader.next().unwrap().unwrap().log, "1\n");
-        fs::rename(&path, older(&path)).unwrap();
+        fs::rename(&path, numbered(&path, 1)).unwrap();
         LogWriter::open(&path, Limits::default())
             .unwrap()
             .write(Stream::Stdout, b"3\n", Timestamp::UNIX_EPOCH)

@@ -170,11 +170,6 @@ fn lines_within(entries: &[u8], room: usize) -> usize {
         .map_or(0, |end| end + 1)
 }
 
-/// Where a full log is moved to.
-pub(crate) fn older(path: &Path) -> PathBuf {
-    numbered(path, 1)
-}
-
 /// The file of a log that so many newer ones follow: `log.json`, `log.json.1`, …
 pub(crate) fn numbered(path: &Path, number: u32) -> PathBuf {
     match number {

@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use crate::Error;
+
 /// Docker's (moby, `daemon/internal/restartmanager`): the first rest, the longest, and how long a process has to run for the
 /// next rest to be the first again.
 const FIRST_REST: Duration = Duration::from_millis(100);
@@ -34,6 +36,20 @@ impl RestartPolicy {
             Self::Always => "always",
             Self::UnlessStopped => "unless-stopped",
         }
+    }
+
+    /// Checks it against `--rm`: what is removed when it ends cannot be started again.
+    ///
+    /// # Errors
+    /// [`Error::Option`].
+    pub fn check(self, auto_remove: bool) -> Result<(), Error> {
+        if auto_remove && self != Self::No {
+            return Err(Error::option(
+                "--restart",
+                "it conflicts with --rm, which removes what has ended",
+            ));
+        }
+        Ok(())
     }
 
     /// Whether a process that ended with this code, after so many restarts in a row, is started again.

@@ -97,6 +97,12 @@ impl FromStr for MountOption {
                 }
             }
         }
+        if !matches!(kind, "volume" | "tmpfs" | "bind") {
+            return Err(format!("{kind:?} is no type of a mount: volume, tmpfs or bind"));
+        }
+        if target.is_empty() {
+            return Err("target=/PATH is missing: where it is to be".to_owned());
+        }
         check_path(target)?;
         match (kind, source(from)?) {
             ("tmpfs", Source::Anonymous) => {
@@ -120,8 +126,7 @@ impl FromStr for MountOption {
                 read_only,
                 copy: false,
             })),
-            ("bind", _) => Err("a bind needs source=/PATH".to_owned()),
-            (other, _) => Err(format!("{other:?} is no type of a mount: volume, tmpfs or bind")),
+            (_, _) => Err("a bind needs source=/PATH".to_owned()),
         }
     }
 }
@@ -178,5 +183,8 @@ mod tests {
         ] {
             assert!(of(wrong).is_err(), "{wrong}");
         }
+        let why = |text| of(text).unwrap_err();
+        assert!(why("type=what").contains("no type of a mount"));
+        assert!(why("type=tmpfs").contains("target=/PATH is missing"));
     }
 }

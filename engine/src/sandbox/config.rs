@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::health::HealthConfig;
 use crate::{
-    Isolation, SandboxId,
+    Error, Isolation, SandboxId,
+    cell::cgroups,
     device_rate::DeviceRates,
     options::{HostOptions, Swap},
     port::PublishedPort,
@@ -40,6 +41,60 @@ pub struct Limits {
     /// Whether its processes wait for memory where the kernel would kill one.
     #[serde(default)]
     pub oom_kill_disable: bool,
+}
+
+impl Limits {
+    /// Checks them against each other, and against what the isolation, this host and its kind of cgroups have.
+    ///
+    /// # Errors
+    /// [`Error::Option`], [`Error::MemoryTooSmall`], [`Error::MemoryTooLarge`], [`Error::MemoryOfHost`].
+    pub fn check(&self, isolation: Isolation) -> Result<(), Error> {
+        match (self.swap, self.memory) {
+            (Some(Swap::Total(_)), None) => {
+                return Err(Error::option(
+                    "--memory-swap",
+                    "it needs --memory, of which it is a part",
+                ));
+            }
+            (Some(Swap::Total(total)), Some(memory)) if total < memory => {
+                return Err(Error::option(
+                    "--memory-swap",
+                    "it is memory and swap together: not less than --memory",
+                ));
+            }
+            _ => {}
+        }
+        match isolation {
+            Isolation::Vm => self.check_guest(),
+            Isolation::Container => cgroups::check(self),
+        }
+    }
+
+    fn check_guest(&self) -> Result<(), Error> {
+        self.memory.unwrap_or(MemoryMib::DEFAULT).check_host()?;
+        if self
+            .swap
+            .is_some_and(|swap| Some(swap) != self.memory.map(Swap::Total))
+        {
+            return Err(Error::option(
+                "--memory-swap",
+                "a guest has no swap: give it as much as --memory, or use --isolation container",
+            ));
+        }
+        if self.cpu_shares.is_some() {
+            return Err(Error::option(
+                "--cpu-shares",
+                "guests share the CPUs equally: use --cpus, or --isolation container",
+            ));
+        }
+        if self.oom_kill_disable {
+            return Err(Error::option(
+                "--oom-kill-disable",
+                "a guest's kernel has to kill something when its memory is full: use --memory",
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// What a sandbox is made with. Names can be given anew, and what `update` changes; everything else stays.

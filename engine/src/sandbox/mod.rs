@@ -31,7 +31,11 @@ pub use self::{
     registry::Registry,
     state::{State, Status},
 };
-use crate::{Error, SandboxId, events::Journal, files};
+use crate::{
+    Error, SandboxId,
+    events::{self, Journal},
+    files,
+};
 
 /// Most bytes of a `config.json` or `state.json` that is read back.
 const RECORD_BYTES: u64 = 16 << 20;
@@ -99,7 +103,7 @@ impl Directory {
     pub fn note(&self, action: &str, more: &[(&str, String)]) {
         let root = self.0.parent().and_then(Path::parent);
         if let (Some(root), Ok(config)) = (root, self.read_config()) {
-            Journal::of_root(root).sandbox(&config, action, more);
+            events::note(&Journal::of_root(root), &config, action, more);
         }
     }
 

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use super::{Config, Directory, Sandbox, lock::Lock, state::Ender};
 use crate::{
     Error, SandboxId,
-    events::Journal,
+    events::{self, Journal},
     id::{ID_DIGITS, is_lower_hex},
     name,
     volume::Volumes,
@@ -212,7 +212,7 @@ impl Registry {
         match removed {
             Ok(()) => {
                 if let (Ok(config), Some(root)) = (config, self.directory.parent()) {
-                    Journal::of_root(root).sandbox(&config, "destroy", &[]);
+                    events::note(&Journal::of_root(root), &config, "destroy", &[]);
                     // Who else has them is looked for among all sandboxes.
                     if with_volumes && !config.mounts.is_empty() {
                         let others = self.list().unwrap_or_default();

@@ -30,7 +30,7 @@ const DEPTH_MAX: usize = 512;
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
     /// A system call failed on a path.
-    #[error("{path}: {source}")]
+    #[error("{path}")]
     Path {
         /// The path.
         path: String,
@@ -41,7 +41,7 @@ pub enum CopyError {
     #[error(transparent)]
     Tar(#[from] crate::tar::TarError),
     /// The stream cannot be written.
-    #[error("the stream failed: {0}")]
+    #[error("the stream failed")]
     Stream(#[source] io::Error),
     /// A path in the stream leads out of the directory, or through something that it must not.
     #[error("refused {path:?} in the archive: {problem}")]

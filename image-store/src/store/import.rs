@@ -74,7 +74,13 @@ impl Store {
         };
         let found = composition.assemble(&incoming, layer)?;
         let image = found.image.clone();
-        Ok(incoming.publish(&[found])?.pop().unwrap_or(image))
+        let image = incoming.publish(&[found])?.pop().unwrap_or(image);
+        let id = image.id.to_string();
+        self.note("import", Some(&image), &id, &id);
+        if let Some(name) = &options.name {
+            self.note("tag", Some(&image), &id, &name.to_string());
+        }
+        Ok(image)
     }
 }
 

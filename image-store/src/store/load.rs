@@ -72,7 +72,7 @@ impl Store {
         let mut step = count(None, progress);
         let keeper = Keeper::new(&incoming, &mut step, self.max_image_size);
         let found = archive::images(&mut Layout::new(path, keeper))?;
-        publish(incoming, found)
+        self.publish(&incoming, found)
     }
 
     fn load_stream(
@@ -91,18 +91,24 @@ impl Store {
         let keeper = Keeper::new(&incoming, &mut step, self.max_image_size);
         let mut spooled = Spooled::read(archive, keeper)?;
         let found = archive::images(&mut spooled)?;
-        publish(incoming, found)
+        self.publish(&incoming, found)
     }
-}
 
-fn publish(incoming: Incoming, found: Vec<Found>) -> Result<Vec<Loaded>, StoreError> {
-    let images = incoming.publish(&found)?;
-    let names = found.into_iter().map(|found| found.names);
-    Ok(images
-        .into_iter()
-        .zip(names)
-        .map(|(image, names)| Loaded { image, names })
-        .collect())
+    fn publish(&self, incoming: &Incoming, found: Vec<Found>) -> Result<Vec<Loaded>, StoreError> {
+        let images = incoming.publish(&found)?;
+        let names = found.into_iter().map(|found| found.names);
+        let loaded: Vec<Loaded> = images
+            .into_iter()
+            .zip(names)
+            .map(|(image, names)| Loaded { image, names })
+            .collect();
+        for Loaded { image, names } in &loaded {
+            let id = image.id.to_string();
+            let name = names.first().map_or_else(|| id.clone(), ToString::to_string);
+            self.note("load", Some(image), &id, &name);
+        }
+        Ok(loaded)
+    }
 }
 
 fn count(total: Option<u64>, progress: &mut dyn FnMut(LoadProgress)) -> impl FnMut(u64) + '_ {

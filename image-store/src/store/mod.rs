@@ -28,7 +28,7 @@ mod check;
 mod directories;
 mod document;
 mod error;
-mod files;
+pub(crate) mod files;
 mod import;
 mod incoming;
 mod load;
@@ -60,6 +60,7 @@ pub use self::{
 use crate::{
     digest::{DIGEST_BYTES, Digest},
     image::{Image, ImageId},
+    journal::{Journal, Kind},
     limits::MaxImageSize,
     reference::{ImageName, Reference, Repository, RepositoryDigest},
 };
@@ -67,12 +68,14 @@ use crate::{
 /// Which image each name means.
 type Names = BTreeMap<ImageName, ImageId>;
 
-/// A directory of images. Cheap to clone: it holds nothing but a path and a limit.
+/// A directory of images. Cheap to clone: it holds nothing but paths and a limit.
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
     /// Of what comes in.
     max_image_size: MaxImageSize,
+    /// Where it is told what happens to images.
+    journal: Option<Journal>,
 }
 
 impl Store {
@@ -99,6 +102,26 @@ impl Store {
         Self {
             root: root.to_path_buf(),
             max_image_size: MaxImageSize::DEFAULT,
+            journal: None,
+        }
+    }
+
+    /// The same store, which tells `journal` what it does with images.
+    #[must_use]
+    pub fn telling(&self, journal: Journal) -> Self {
+        Self {
+            journal: Some(journal),
+            ..self.clone()
+        }
+    }
+
+    /// Tells that something has happened to an image, in Docker's words. `id` is the image's, or the name that was used at a
+    /// registry; the image's labels are among what is told.
+    pub fn note(&self, action: &str, image: Option<&Image>, id: &str, name: &str) {
+        if let Some(journal) = &self.journal {
+            let labels = image.into_iter().flat_map(|image| &image.config.labels);
+            let labels = labels.map(|(name, value)| (name.as_str(), value.as_str()));
+            journal.note(Kind::Image, action, id, labels.chain([("name", name)]));
         }
     }
 

@@ -16,6 +16,7 @@ use super::{Names, Store, StoreError, directories, files, files::Workspace};
 use crate::{
     digest::Digest,
     image::{Image, ImageId},
+    journal::Kind,
     reference::{ImageName, Reference},
     removal::remove_tree,
 };
@@ -85,7 +86,7 @@ impl Store {
             .collect();
         // With another name left, nothing but the name goes.
         if let Some(name) = name.filter(|_| image.names.len() > 1) {
-            return Ok(self.untag(vec![name])?);
+            return Ok(self.untag(vec![(&image, name)])?);
         }
         let by_id = name_in(text, &image).is_none();
         if by_id && image.names.len() > 1 && !force {
@@ -98,9 +99,10 @@ impl Store {
         if !users.is_empty() && (!force || by_id && users.iter().any(|user| user.running)) {
             return Err(in_use(text, &image, &users, by_id, force).into());
         }
-        let mut removed = self.untag(image.names.clone())?;
+        let names = image.names.iter().map(|name| (&image, name.clone()));
+        let mut removed = self.untag(names.collect())?;
         if users.is_empty() {
-            self.delete(&[image.id], &mut removed)?;
+            self.delete(&[image], &mut removed)?;
         }
         Ok(removed)
     }
@@ -122,10 +124,16 @@ impl Store {
         let unused = |image: &Image| which == Prune::Unused || image.names.is_empty();
         let mut images = self.list()?;
         images.retain(|image| unused(image) && !used.contains(&image.id) && wanted(image));
-        let mut removed = self.untag(images.iter().flat_map(|image| image.names.clone()).collect())?;
-        let ids: Vec<ImageId> = images.iter().map(|image| image.id).collect();
-        self.delete(&ids, &mut removed)?;
+        let named = images
+            .iter()
+            .flat_map(|image| image.names.iter().map(move |name| (image, name.clone())));
+        let mut removed = self.untag(named.collect())?;
+        self.delete(&images, &mut removed)?;
         removed.bytes += parts;
+        if let Some(journal) = &self.journal {
+            let reclaimed = removed.bytes.to_string();
+            journal.note(Kind::Image, "prune", "", [("reclaimed", reclaimed.as_str())]);
+        }
         Ok(removed)
     }
 
@@ -139,8 +147,11 @@ impl Store {
             .resolve(text)?
             .ok_or_else(|| StoreError::NoSuchImage(text.to_owned()))?;
         let mut names = self.names()?;
+        let shown = name.to_string();
         names.insert(name, image.id);
-        self.write_names(&names)
+        self.write_names(&names)?;
+        self.note("tag", Some(&image), &image.id.to_string(), &shown);
+        Ok(())
     }
 
     /// Does `make` while `image` cannot be removed: what it makes is what keeps the image afterwards. `None` when the image has
@@ -203,28 +214,34 @@ impl Store {
                 .sum::<u64>()
     }
 
-    fn untag(&self, gone: Vec<ImageName>) -> Result<Removed, StoreError> {
+    /// Takes names away from the images that have them.
+    fn untag(&self, gone: Vec<(&Image, ImageName)>) -> Result<Removed, StoreError> {
         let mut names = self.names()?;
         // A crash in between leaves a name of no image.
-        names.retain(|name, id| !gone.contains(name) && self.record_path(id).exists());
+        names.retain(|name, id| gone.iter().all(|(_, gone)| gone != name) && self.record_path(id).exists());
         if !gone.is_empty() {
             self.write_names(&names)?;
         }
+        for (image, name) in &gone {
+            self.note("untag", Some(image), &image.id.to_string(), &name.to_string());
+        }
         Ok(Removed {
-            untagged: gone,
+            untagged: gone.into_iter().map(|(_, name)| name).collect(),
             ..Removed::default()
         })
     }
 
     /// Removes the records of images without names, then everything that no record needs.
-    fn delete(&self, images: &[ImageId], removed: &mut Removed) -> Result<(), StoreError> {
+    fn delete(&self, images: &[Image], removed: &mut Removed) -> Result<(), StoreError> {
         // A record that cannot be read stops this before anything is gone.
         let mut kept = self.list_with(&Names::new())?;
-        kept.retain(|image| !images.contains(&image.id));
-        for id in images {
-            let path = self.record_path(id);
+        kept.retain(|image| images.iter().all(|gone| gone.id != image.id));
+        for image in images {
+            let path = self.record_path(&image.id);
             fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
-            removed.deleted.push(id.0);
+            removed.deleted.push(image.id.0);
+            let id = image.id.to_string();
+            self.note("delete", Some(image), &id, &id);
         }
         // A record must not come back after a crash when its blobs do not.
         files::sync_directory(&self.images())?;

@@ -93,7 +93,13 @@ impl Store {
         archive
             .into_inner()
             .and_then(Write::flush)
-            .map_err(StoreError::Output)
+            .map_err(StoreError::Output)?;
+        for Saved { image, names, .. } in &saved {
+            let id = image.id.to_string();
+            let name = names.first().map_or_else(|| id.clone(), ToString::to_string);
+            self.note("save", Some(image), &id, &name);
+        }
+        Ok(())
     }
 
     /// The images of a text, each with the names that it is to be saved under.

@@ -9,7 +9,7 @@ use brig_registry::{
     pull::{Pull as Wanted, Registries, pull as pull_one, tags},
 };
 
-use super::{block_on, registries, root};
+use super::{block_on, registries, store};
 use crate::{
     arguments::{Progress, Pull},
     display::Display,
@@ -24,7 +24,7 @@ pub fn pull(options: &Pull) -> anyhow::Result<()> {
     if options.all_tags && (reference.tag.is_some() || reference.digest.is_some()) {
         bail!("with --all-tags no tag or digest can be named");
     }
-    let store = Store::open(&root()?.join("images"))?.limited(options.max_image_size);
+    let store = store()?.limited(options.max_image_size);
     let registries = registries(&options.connection, reference.repository.domain())?;
     let display = Display::new(&options.show);
     if reference.tag.is_none() && reference.digest.is_none() && !options.all_tags {
@@ -65,7 +65,13 @@ async fn pull_all(
             reference,
             platform: options.platform.clone(),
         };
-        pull_one(store, registries, &wanted, &display.sink()).await?;
+        let image = pull_one(store, registries, &wanted, &display.sink()).await?.image;
+        let reference = &wanted.reference;
+        let id = match reference.digest {
+            Some(digest) => format!("{}@{digest}", reference.repository),
+            None => reference.name().to_string(),
+        };
+        store.note("pull", Some(&image), &id, &reference.repository.to_string());
     }
     Ok(())
 }

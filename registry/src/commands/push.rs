@@ -4,7 +4,7 @@ use anyhow::bail;
 use brig_image_store::{Image, ImageName, Reference, Store};
 use brig_registry::{Error, push::push as push_one};
 
-use super::{block_on, registries, root};
+use super::{block_on, registries, store};
 use crate::{arguments::Push, display::Display};
 
 /// What a user is told who interrupts it.
@@ -19,7 +19,7 @@ pub fn push(options: &Push) -> anyhow::Result<()> {
     if options.all_tags && reference.tag.is_some() {
         bail!("with --all-tags no tag can be named");
     }
-    let store = Store::open(&root()?.join("images"))?;
+    let store = store()?;
     let images = images(&store, &reference, options.all_tags)?;
     let registries = registries(&options.connection, reference.repository.domain())?;
     let display = Display::new(&options.show);
@@ -32,6 +32,8 @@ pub fn push(options: &Push) -> anyhow::Result<()> {
     let result = block_on(INTERRUPTED, async {
         for (name, image) in &images {
             push_one(&store, &registries, image, name, &sink).await?;
+            let id = name.to_string();
+            store.note("push", Some(image), &id, &name.repository.to_string());
         }
         Ok::<_, Error>(())
     });

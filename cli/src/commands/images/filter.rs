@@ -1,4 +1,6 @@
-//! Filters of images: `--filter` of `images` and `image prune`, and the pattern of `images`.
+//! Filters of images: `--filter` of `images`, and the pattern of `images`; and those of everything that is pruned.
+
+use std::collections::BTreeMap;
 
 use brig_engine::Engine;
 use brig_image_store::{Image, ImageName};
@@ -15,7 +17,52 @@ pub struct Filters {
     labels: Vec<(String, Option<String>, bool)>,
     before: Option<Timestamp>,
     since: Option<Timestamp>,
+}
+
+/// What something must be that `prune` is to remove.
+#[derive(Debug, Default)]
+pub struct PruneFilters {
+    /// Key, value, and whether it must have it.
+    labels: Vec<(String, Option<String>, bool)>,
     until: Option<Timestamp>,
+}
+
+impl PruneFilters {
+    /// Reads them.
+    pub fn new(texts: &[String]) -> Result<Self, Failure> {
+        let mut filters = Self::default();
+        for text in texts {
+            let (key, value) = split(text)?;
+            match key {
+                "until" => filters.until = Some(moment::parse(value)?),
+                "label" => filters.labels.push(label(value, true)),
+                "label!" => filters.labels.push(label(value, false)),
+                _ => return Err(unknown(key, "until, label, label!")),
+            }
+        }
+        Ok(filters)
+    }
+
+    /// Whether what was made then and has these labels is meant.
+    pub fn fit(&self, made: Timestamp, labels: &BTreeMap<String, String>) -> bool {
+        self.until.is_none_or(|until| made < until) && have(labels, &self.labels)
+    }
+
+    /// Whether an image is meant. One that does not say when it was made is older than nothing.
+    pub fn fit_image(&self, image: &Image) -> bool {
+        self.until
+            .is_none_or(|until| created(image).is_some_and(|made| made < until))
+            && have(&image.config.labels, &self.labels)
+    }
+}
+
+/// Whether what has `found` has, or has not, each of the wanted labels.
+fn have(found: &BTreeMap<String, String>, wanted: &[(String, Option<String>, bool)]) -> bool {
+    wanted.iter().all(|(key, value, wanted)| {
+        let found = found.get(key);
+        let has = found.is_some_and(|found| value.as_ref().is_none_or(|value| value == found));
+        has == *wanted
+    })
 }
 
 impl Filters {
@@ -30,22 +77,13 @@ impl Filters {
                 "label" => filters.labels.push(label(value, true)),
                 "before" => filters.before = created(&engine.find_image(value)?),
                 "since" => filters.since = created(&engine.find_image(value)?),
-                _ => return Err(unknown(key, "dangling, reference, label, before, since")),
-            }
-        }
-        Ok(filters)
-    }
-
-    /// Reads those of `image prune`.
-    pub fn of_prune(texts: &[String]) -> Result<Self, Failure> {
-        let mut filters = Self::default();
-        for text in texts {
-            let (key, value) = split(text)?;
-            match key {
-                "until" => filters.until = Some(moment::parse(value)?),
-                "label" => filters.labels.push(label(value, true)),
-                "label!" => filters.labels.push(label(value, false)),
-                _ => return Err(unknown(key, "until, label, label!")),
+                "until" => {
+                    let until = moment::parse(value)?;
+                    filters.before = Some(filters.before.map_or(until, |before| before.min(until)));
+                }
+                _ => {
+                    return Err(unknown(key, "dangling, reference, label, before, since, until"));
+                }
             }
         }
         Ok(filters)
@@ -65,13 +103,8 @@ impl Filters {
         self.dangling
             .is_none_or(|dangling| dangling == image.names.is_empty())
             && (self.references.is_empty() || image.names.iter().any(|name| self.names(name)))
-            && self.labels.iter().all(|(key, value, wanted)| {
-                let found = image.config.labels.get(key);
-                let has = found.is_some_and(|found| value.as_ref().is_none_or(|value| value == found));
-                has == *wanted
-            })
+            && have(&image.config.labels, &self.labels)
             && earlier(self.before)
-            && earlier(self.until)
             && self
                 .since
                 .is_none_or(|since| made.is_some_and(|made| made > since))
@@ -172,7 +205,7 @@ mod tests {
     #[test]
     fn what_is_no_filter_is_refused() {
         for text in ["x", "x=y", "label"] {
-            assert!(Filters::of_prune(&[text.to_owned()]).is_err(), "{text}");
+            assert!(PruneFilters::new(&[text.to_owned()]).is_err(), "{text}");
         }
     }
 }

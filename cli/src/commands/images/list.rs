@@ -15,7 +15,7 @@ use crate::{arguments::Images, failure::Failure, listing, text};
 const NONE: &str = "<none>";
 
 /// The heading of each field.
-const FIELDS: [(&str, &str); 7] = [
+const FIELDS: [(&str, &str); 11] = [
     ("Repository", "REPOSITORY"),
     ("Tag", "TAG"),
     ("Digest", "DIGEST"),
@@ -23,6 +23,10 @@ const FIELDS: [(&str, &str); 7] = [
     ("CreatedAt", "CREATED AT"),
     ("CreatedSince", "CREATED"),
     ("Size", "SIZE"),
+    ("Containers", "CONTAINERS"),
+    ("SharedSize", "SHARED SIZE"),
+    ("UniqueSize", "UNIQUE SIZE"),
+    ("VirtualSize", "SIZE"),
 ];
 
 const TABLE: &str = "table {{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}";
@@ -81,6 +85,11 @@ fn rows(image: &Image, filters: &Filters, whole: bool, now: Timestamp) -> Vec<Va
             "CreatedAt": made.map_or_else(|| "N/A".to_owned(), text::date),
             "CreatedSince": made.map_or_else(|| "N/A".to_owned(), |time| format!("{} ago", text::since(time, now))),
             "Size": text::size(image.size),
+            // As with Docker `system df -v` counts these.
+            "Containers": "N/A",
+            "SharedSize": "N/A",
+            "UniqueSize": "N/A",
+            "VirtualSize": text::size(image.size),
         })
     };
     if image.names.is_empty() {

@@ -1,9 +1,9 @@
 //! `rmi`, `tag` and `image prune`.
 
-use brig_engine::Engine;
-use brig_image_store::{Prune, Removed};
+use brig_engine::{Engine, Error};
+use brig_image_store::{Prune, Removed, StoreError};
 
-use super::{super::print_lines, filter::Filters};
+use super::{super::print_lines, filter::PruneFilters};
 use crate::{
     arguments::{ImagePrune, Rmi, Tag},
     confirm,
@@ -18,8 +18,10 @@ pub fn remove(engine: &Engine, options: &Rmi) -> Result<i32, Failure> {
         match engine.remove_image(image, options.force) {
             Ok(removed) => print_lines(lines(&removed, "Untagged", "Deleted"))?,
             Err(e) => {
+                // As with Docker that is told, and no failure of one who only wants it gone.
+                let is_gone = matches!(e, Error::Image(StoreError::NoSuchImage(_)));
                 Failure::from(e).report();
-                failed = true;
+                failed |= !(is_gone && options.force);
             }
         }
     }
@@ -37,7 +39,7 @@ pub fn tag(engine: &Engine, options: &Tag) -> Result<i32, Failure> {
 
 /// `brig image prune`.
 pub fn prune(engine: &Engine, options: &ImagePrune) -> Result<i32, Failure> {
-    let filters = Filters::of_prune(&options.filter)?;
+    let filters = PruneFilters::new(&options.filter)?;
     let (which, what) = if options.all {
         (
             Prune::Unused,
@@ -49,7 +51,7 @@ pub fn prune(engine: &Engine, options: &ImagePrune) -> Result<i32, Failure> {
     if !options.force && !confirm::ask(&format!("This will remove {what}."))? {
         return Ok(0);
     }
-    let removed = engine.prune_images(which, |image| filters.fits(image))?;
+    let removed = engine.prune_images(which, |image| filters.fit_image(image))?;
     if !removed.untagged.is_empty() || !removed.deleted.is_empty() {
         print_lines(["Deleted Images:".to_owned()])?;
         print_lines(lines(&removed, "untagged", "deleted"))?;

@@ -34,7 +34,7 @@ pub fn inspect(engine: &Engine, options: &ImageInspect) -> Result<i32, Failure> 
 }
 
 /// An image as Docker's API describes it.
-fn describe(engine: &Engine, image: &Image) -> Result<Value, Failure> {
+pub fn describe(engine: &Engine, image: &Image) -> Result<Value, Failure> {
     let document = engine.images().config_document(image)?;
     let member = |key: &str| document.get(key).cloned().unwrap_or_else(|| "".into());
     let names: Vec<String> = image.names.iter().map(ToString::to_string).collect();

@@ -3,16 +3,29 @@
 use brig_engine::{Engine, engine::DiskUsage, sandbox::Sandbox};
 use brig_image_store::{Prune, store::Problem};
 use jiff::Timestamp;
+use serde_json::{Value, json};
 
-use super::super::{images::remove, print, print_lines};
+use super::super::{
+    images::{filter::PruneFilters, remove},
+    print, print_lines,
+};
 use crate::{
     arguments::{SystemDf, SystemPrune},
     confirm,
     failure::Failure,
-    table, text,
+    listing, table, text,
 };
 
-const HEADING: [&str; 5] = ["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"];
+/// The heading of each field.
+const FIELDS: [(&str, &str); 5] = [
+    ("Type", "TYPE"),
+    ("TotalCount", "TOTAL"),
+    ("Active", "ACTIVE"),
+    ("Size", "SIZE"),
+    ("Reclaimable", "RECLAIMABLE"),
+];
+
+const TABLE: &str = "table {{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}";
 
 /// `brig system df`.
 pub fn usage(engine: &Engine, options: &SystemDf) -> Result<i32, Failure> {
@@ -20,22 +33,27 @@ pub fn usage(engine: &Engine, options: &SystemDf) -> Result<i32, Failure> {
     if options.verbose {
         print(&verbose(&usage))?;
     } else {
-        print(&table::render(&HEADING, &summary(&usage)))?;
+        let format = options.format.as_deref().filter(|format| *format != "table");
+        print(&listing::render(
+            format.unwrap_or(TABLE),
+            &FIELDS,
+            &summary(&usage),
+        )?)?;
     }
     Ok(0)
 }
 
-fn summary(usage: &DiskUsage) -> Vec<Vec<String>> {
+fn summary(usage: &DiskUsage) -> Vec<Value> {
     let row = |what: &str, total: usize, active: usize, bytes: u64, reclaimable: u64| {
         let reclaimable = reclaimable.min(bytes);
         let percent = (reclaimable * 100).checked_div(bytes).unwrap_or(0);
-        vec![
-            what.to_owned(),
-            total.to_string(),
-            active.to_string(),
-            text::size(bytes),
-            format!("{} ({percent}%)", text::size(reclaimable)),
-        ]
+        json!({
+            "Type": what,
+            "TotalCount": total.to_string(),
+            "Active": active.to_string(),
+            "Size": text::size(bytes),
+            "Reclaimable": format!("{} ({percent}%)", text::size(reclaimable)),
+        })
     };
     let images = usage.store.blobs + usage.store.unpacked;
     let active = usage.images.iter().filter(|(_, _, users)| *users > 0).count();
@@ -184,25 +202,19 @@ pub async fn prune(engine: &Engine, options: &SystemPrune) -> Result<i32, Failur
         ""
     };
     let more = if options.all { "\n  - all templates" } else { "" };
+    let filters = PruneFilters::new(&options.filter)?;
     let warning = format!(
         "This will remove:\n  - all stopped sandboxes{volumes}\n  - {images}\n  - what killed processes have left{more}\n"
     );
     if !options.force && !confirm::ask(&warning)? {
         return Ok(0);
     }
-    let mut bytes = 0;
-    let mut gone = Vec::new();
-    for sandbox in engine.list()?.iter().filter(|sandbox| !sandbox.supervised) {
-        let usage = engine.sandbox_usage(sandbox);
-        // One that has been started meanwhile stays.
-        if engine.remove(sandbox.id().as_str(), false).await.is_ok() {
-            bytes += usage;
-            gone.push(sandbox.id().to_string());
-        }
-    }
+    let (gone, mut bytes) = engine
+        .prune_sandboxes(|sandbox| filters.fit(sandbox.config.created, &sandbox.config.labels))
+        .await?;
     report("Deleted Sandboxes:", gone)?;
     if options.volumes {
-        let (gone, took) = engine.prune_volumes(false)?;
+        let (gone, took) = engine.prune_volumes(false, |_| true)?;
         bytes += took;
         report("Deleted Volumes:", gone)?;
     }
@@ -211,7 +223,7 @@ pub async fn prune(engine: &Engine, options: &SystemPrune) -> Result<i32, Failur
     } else {
         Prune::Dangling
     };
-    let removed = engine.prune_images(which, |_| true)?;
+    let removed = engine.prune_images(which, |image| filters.fit_image(image))?;
     bytes += removed.bytes;
     report("Deleted Images:", remove::lines(&removed, "untagged", "deleted"))?;
     if options.all {
@@ -229,7 +241,8 @@ pub async fn prune(engine: &Engine, options: &SystemPrune) -> Result<i32, Failur
     Ok(0)
 }
 
-fn report(title: &str, lines: Vec<String>) -> Result<(), Failure> {
+/// Prints what was removed, under a title, if anything was.
+pub fn report(title: &str, lines: Vec<String>) -> Result<(), Failure> {
     if lines.is_empty() {
         return Ok(());
     }
