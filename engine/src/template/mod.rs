@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Part of each template's key: another one whenever what is in a template, or how it is used, changes.
-pub const TEMPLATE_VERSION: u32 = 1;
+pub const TEMPLATE_VERSION: u32 = 2;
 
 /// Set to anything but nothing or `0`, guests boot and no template is made or used.
 pub const OFF_VARIABLE: &str = "BRIG_NO_TEMPLATE";

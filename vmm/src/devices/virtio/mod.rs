@@ -6,12 +6,13 @@
 //! | [`interrupt`] | the way back: the status register and the interrupt line |
 //! | [`wakers`] | how a device's thread is woken for a queue |
 //! | [`chain`] | a descriptor chain as bounded lists of buffers |
-//! | [`block`], [`vsock`], [`entropy`] | the devices |
+//! | [`block`], [`vsock`], [`entropy`], [`balloon`] | the devices |
 //!
 //! A device belongs to a thread of [`crate::event_loop`], which calls it when the guest has notified a queue or a file
 //! descriptor is ready. The vCPU that writes the status register calls `activate` and `reset`. A mutex about each
 //! device keeps the two apart.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod entropy;
