@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// For a guest that was restored, whose memory is a private mapping, and for one that was booted, whose memory is a memfd.
 fn memory_that_a_sandbox_has_freed_goes_back_to_the_host() {
     // Where the guest's kernel is interpreted, each MiB that is written takes half a second.
-    let mib: u64 = if is_emulated() { 24 } else { 100 };
+    let mib: u64 = if is_emulated() { 16 } else { 100 };
     let brig = Brig::new();
     for boot in [&[][..], &["--no-template"]] {
         let options = ["run", "-d", "-m", "256m", "--shm-size", "128m"];
@@ -43,7 +43,7 @@ fn memory_that_a_sandbox_has_freed_goes_back_to_the_host() {
         sh("rm /dev/shm/big");
         let deadline = Instant::now() + PATIENCE;
         let mut left = full;
-        while left > before + mib * 1024 / 4 {
+        while left > before + mib * 1024 / 3 {
             assert!(
                 Instant::now() < deadline,
                 "{before} KiB, {full} KiB, and then still {left} KiB"
