@@ -132,7 +132,7 @@ mod tests {
     /// That of a guest that was restored, and the file that it shares with others. Each page had a 3 when it was saved.
     fn restored() -> (Arc<Memory>, File) {
         let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&[3; BYTES as usize], 0).unwrap();
+        file.write_all_at(&vec![3; BYTES as usize], 0).unwrap();
         let memory = memory::restore(file.try_clone().unwrap(), BYTES).unwrap();
         fill(&memory);
         (memory, file)
@@ -246,7 +246,7 @@ mod tests {
                 (BYTES, 4096),
                 (USED, u32::MAX),
                 (u64::MAX - PAGE + 1, 4096),
-                (u64::MAX & !(PAGE - 1), 2 * 4096),
+                (!(PAGE - 1), 2 * 4096),
             ] {
                 report(&memory, &[bad]);
                 // A chain with a buffer outside of memory is refused as a whole, one with pieces of pages is not.
