@@ -89,6 +89,8 @@ misdeeds! {
     socket_flood => GoesOn,
     // CVE-2020-27174, memory allocated without bounds by the entropy device and by the serial port.
     entropy_without_end => GoesOn,
+    // Whatever it says is free: it has lost that, and nobody else anything.
+    reports_of_anything => GoesOn,
     serial_loopback => GoesOn,
     serial_flood => GoesOn,
     // The machine.

@@ -21,6 +21,7 @@ mod images;
 mod layers;
 mod lifecycle;
 mod logs;
+mod memory;
 mod options;
 mod policies;
 mod ports;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         layers::TESTS,
         lifecycle::TESTS,
         logs::TESTS,
+        memory::TESTS,
         options::TESTS,
         policies::TESTS,
         ports::TESTS,

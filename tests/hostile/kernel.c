@@ -11,12 +11,12 @@ typedef unsigned long u64;
 
 #define barrier() __asm__ volatile("mfence" ::: "memory")
 
-/* The machine (vmm/src/layout.rs): the test gives it a read-only disk of 16 sectors full of 'r', a writable one of 16, a socket device
-   and an entropy device, in this order, and 64 MiB of memory. */
-enum { READ_ONLY, WRITABLE, VSOCK, ENTROPY, SLOTS };
+/* The machine (vmm/src/layout.rs): the test gives it a read-only disk of 16 sectors full of 'r', a writable one of 16, a socket device,
+   an entropy device and a balloon, in this order, and 64 MiB of memory. */
+enum { READ_ONLY, WRITABLE, VSOCK, ENTROPY, BALLOON, SLOTS };
 enum { RAM_END = 64 << 20, SECTORS = 16, QUEUE_SIZE = 64, SERIAL = 0x3f8 };
 #define MMIO 0xd0000000ul
-static const int queues_of[SLOTS] = { 1, 1, 3, 1 };
+static const int queues_of[SLOTS] = { 1, 1, 3, 1, 3 };
 
 /* Memory that is nobody's: buffers. */
 #define BUFFER ((volatile u8 *)0x1000000)
@@ -282,6 +282,16 @@ static void packet(u64 at, u32 source, u32 destination, u32 length, u16 operatio
 enum { RX, TX };
 enum { REQUEST = 1, RST = 3, RW = 5, CREDIT_REQUEST = 7 };
 
+enum { REPORTS = 2 };
+
+/* Tells the balloon that memory is free, and waits until it has taken note. */
+static void report(u64 address, u32 length)
+{
+	describe(BALLOON, REPORTS, 0, address, length, WRITE, 0);
+	offer(BALLOON, REPORTS, 0);
+	await(BALLOON, REPORTS, "the balloon stands still");
+}
+
 /* Every device, driven well. */
 static void all_work(void)
 {
@@ -302,6 +312,10 @@ static void all_work(void)
 	await(ENTROPY, 0, "no answer of the entropy device");
 	volatile u64 *random = (volatile u64 *)BUFFERS;
 	if (!(random[0] | random[1]) || queues[ENTROPY][0].used.ring[0].length != 64) fail("no entropy", random[0]);
+	set_up(BALLOON);
+	BUFFER[0] = BUFFER[4096] = BUFFER[8191] = BUFFER[8192] = 'f';
+	report(BUFFERS + 4096, 4096);
+	if (BUFFER[0] != 'f' || BUFFER[4096] || BUFFER[8191] || BUFFER[8192] != 'f') fail("a free page is still there", BUFFER[4096]);
 	set_up(VSOCK);
 	describe(VSOCK, RX, 0, BUFFERS + 4096, 4096, WRITE, 0);
 	offer(VSOCK, RX, 0);
@@ -622,6 +636,32 @@ static void entropy_without_end(void)
 		if (queues[ENTROPY][0].used.ring[i].length > 65536) fail("too much entropy", queues[ENTROPY][0].used.ring[i].length);
 }
 
+/* Reports of free memory that is none: pieces of pages, what is not memory, what the device itself uses; and all of it, without end. */
+static void reports_of_anything(void)
+{
+	static const struct { u64 address; u32 length; } bad[] = {
+		{ BUFFERS, 4095 }, { BUFFERS, 4097 }, { BUFFERS + 1, 4096 }, { BUFFERS, 0 }, { RAM_END - 4096, 8192 }, { RAM_END, 4096 },
+		{ BUFFERS, 0xfffff000 }, { MMIO, 4096 }, { 0xfffffffffffff000, 4096 }, { 0xfffffffffffff000, 8192 },
+	};
+	volatile u8 *last = (volatile u8 *)RAM_END - 1;
+	set_up(BALLOON);
+	BUFFER[0] = *last = 'u';
+	for (u32 i = 0; i < sizeof bad / sizeof *bad; i++) report(bad[i].address, bad[i].length);
+	if (BUFFER[0] != 'u' || *last != 'u') fail("memory that is used is gone", BUFFER[0]);
+	for (int i = 0; i < QUEUE_SIZE; i++)
+		describe(BALLOON, REPORTS, i, BUFFERS, RAM_END - BUFFERS, WRITE | (i + 1 < QUEUE_SIZE ? NEXT : 0), i + 1);
+	for (int round = 0; round < 50; round++) {
+		BUFFER[round * 8192] = 'u';
+		for (int i = 0; i < QUEUE_SIZE; i++) offer(BALLOON, REPORTS, i);
+		await(BALLOON, REPORTS, "the balloon stands still");
+	}
+	if (BUFFER[49 * 8192]) fail("a free page is still there", BUFFER[49 * 8192]);
+	/* The rings of the report. What the device finds there then makes no sense. */
+	describe(BALLOON, REPORTS, 0, (u64)&queues[BALLOON][REPORTS], sizeof queues[BALLOON][REPORTS], WRITE, 0);
+	offer(BALLOON, REPORTS, 0);
+	poke(BALLOON, REPORTS);
+}
+
 /* CVE-2020-27174: what a serial port in loopback mode receives is what was sent, and nobody reads it. */
 static void serial_loopback(void)
 {
@@ -813,7 +853,8 @@ static const struct { const char *name; void (*commit)(void); } misdeeds[] = {
 	M(descriptor_loop), M(addresses_out_of_range), M(zero_and_huge_lengths), M(indirect_tables_in_indirect_tables),
 	M(queue_changed_while_active), M(reset_during_io), M(rings_over_unmapped_memory), M(rings_over_each_other),
 	M(available_index_that_makes_no_sense), M(heads_outside_of_the_table), M(writes_to_a_read_only_disk), M(sectors_out_of_range),
-	M(socket_packets_of_wrong_lengths), M(socket_flood), M(entropy_without_end), M(serial_loopback), M(serial_flood), M(port_scan),
+	M(socket_packets_of_wrong_lengths), M(socket_flood), M(entropy_without_end), M(reports_of_anything), M(serial_loopback),
+	M(serial_flood), M(port_scan),
 	M(register_scan), M(msr_scan), M(interrupt_storm), M(odd_instructions_with_bad_operands), M(odd_instruction_on_a_device),
 	M(status_that_makes_no_sense), M(halt_with_interrupts_off), M(triple_fault), M(jump_into_a_device), M(itself_overwritten),
 	M(reset),

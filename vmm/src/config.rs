@@ -24,7 +24,7 @@ use crate::{
     snapshot::DiskState,
 };
 
-/// Most disks of a guest: vsock and entropy have a slot each, and one is kept for a balloon.
+/// Most disks of a guest: vsock, entropy and balloon have a slot each.
 pub const DISKS_MAX: usize = VIRTIO_DEVICES_MAX - 3;
 
 /// Why a boot command is refused.

@@ -11,7 +11,8 @@ use std::{
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create};
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionCollectionError, GuestRegionMmap, MemoryRegionAddress, MmapRegion, mmap::MmapRegionError,
+    GuestRegionCollectionError, GuestRegionMmap, MemoryRegionAddress, MmapRegion, VolatileSlice,
+    mmap::MmapRegionError,
 };
 
 use crate::layout::{DEVICE_HOLE_END, DEVICE_HOLE_START};
@@ -206,6 +207,37 @@ fn used_runs(bytes: &[u8]) -> impl Iterator<Item = std::ops::Range<usize>> {
         }
         (start < next).then_some(start..next)
     })
+}
+
+/// Gives pages of the guest's back to the host: they are not in memory any more, and the guest finds zeros there, or what the saved
+/// memory has, when it touches them again. `part` is whole pages of `memory`.
+///
+/// # Errors
+/// `InvalidInput` for anything else; those of madvise(2).
+pub fn give_back(memory: &Memory, part: &VolatileSlice<'_>) -> io::Result<()> {
+    let pages = part.ptr_guard_mut();
+    let (start, bytes) = (pages.as_ptr() as usize, part.len());
+    let region = memory.iter().find(|region| {
+        let offset = start.checked_sub(region.as_ptr() as usize);
+        offset.is_some_and(|offset| offset < region.size() && bytes <= region.size() - offset)
+    });
+    let Some(region) = region.filter(|_| start % PAGE_BYTES == 0 && bytes % PAGE_BYTES == 0) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let advice = if region.flags() & libc::MAP_PRIVATE == 0 {
+        // Out of the file, not out of the mapping alone: the memfd would keep them.
+        libc::MADV_REMOVE
+    } else {
+        // The copies go, of which nobody else knows.
+        libc::MADV_DONTNEED
+    };
+    // SAFETY: the pages lie in the region's live mapping, which stays; their content changes as the guest itself may change it at any
+    // time, and no Rust reference points there.
+    if unsafe { libc::madvise(pages.as_ptr().cast(), bytes, advice) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// The memory file and the offset in it at which the mapped byte at `address` lies.

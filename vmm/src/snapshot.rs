@@ -27,7 +27,7 @@ use crate::{
 const MAGIC: [u8; 8] = *b"brig-vm\n";
 
 /// Changed whenever the body or the meaning of anything in it changes, a device's behaviour included.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// What wrote a state and may read it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -95,7 +95,7 @@ pub struct MachineState {
     pub vm: VmState,
     /// The serial port.
     pub serial: SerialPortState,
-    /// The registers and queues of the virtio devices, in the order of their slots: disks, vsock, entropy.
+    /// The registers and queues of the virtio devices, in the order of their slots: disks, vsock, entropy, balloon.
     pub transports: Vec<TransportState>,
     /// The disks in order.
     pub disks: Vec<DiskState>,

@@ -4,9 +4,12 @@ use std::{io, time::Duration};
 
 use brig_protocol::{
     agent::{FromAgent, ToAgent},
-    vmm::IoLimits,
+    vmm::{IoLimits, KvmKind},
 };
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
 
 use super::{
     Cache, Found, Ingredients, Key, Shape,
@@ -27,6 +30,9 @@ use crate::{
 
 /// How long the agent may take to make things ready. An emulated KVM needs seconds, and more when guests share a CPU.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// When a guest's kernel has reported what it has freed: two seconds later (mm/page_reporting.c), and a little.
+const REPORT_DELAY: Duration = Duration::from_millis(2500);
 
 /// Most characters of an agent's message that a user sees.
 const AGENT_TEXT: usize = 1000;
@@ -134,6 +140,10 @@ async fn make(
     let [memory, state] = new_files(workspace.path())?;
     let done = match prepared(&mut guest).await {
         Ok(()) => {
+            // Its clock is the processor's: the report would be due as soon as a copy goes on, and make each start longer.
+            if kvm.kind == KvmKind::Emulated {
+                sleep(REPORT_DELAY).await;
+            }
             guest.settle().await;
             guest.save(&memory, &state).await
         }

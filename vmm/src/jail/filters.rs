@@ -408,8 +408,8 @@ const STREAMS: &[Call] = &[
     any(SYS_shutdown, "half of a stream ends"),
     checked(
         SYS_madvise,
-        OneOf(2, &[MADV_DONTNEED as u32]),
-        "free memory goes back to the host",
+        OneOf(2, &[MADV_DONTNEED as u32, MADV_REMOVE as u32]),
+        "free memory goes back to the host, the guest's too",
     ),
     any(SYS_mremap, "large allocations grow"),
 ];

@@ -11,6 +11,7 @@ use crate::{
     config::Slot,
     devices::virtio::{
         SharedDevice, VirtioDevice,
+        balloon::Balloon,
         block::{Block, throttle::Throttle},
         entropy::Entropy,
         interrupt::Interrupt,
@@ -43,7 +44,7 @@ pub(super) struct Devices {
 }
 
 impl Devices {
-    /// Makes them, in the order of their slots: `disks`, as fast as `io` says, vsock with `listeners`, entropy.
+    /// Makes them, in the order of their slots: `disks`, as fast as `io` says, vsock with `listeners`, entropy, balloon.
     pub fn new(
         vm: &Vm,
         disks: Vec<Slot>,
@@ -70,6 +71,8 @@ impl Devices {
         let vsock = Arc::new(Mutex::new(Vsock::new(stream_loop.streams_of_next(), listeners)));
         attacher.attach(vsock.clone(), &mut stream_loop)?;
         attacher.attach(Arc::new(Mutex::new(Entropy::default())), &mut stream_loop)?;
+        // The guest can use what it has reported only when that is answered: it must not wait for a slow fdatasync(2).
+        attacher.attach(Arc::new(Mutex::new(Balloon::default())), &mut stream_loop)?;
         Ok(Self {
             transports: attacher.transports,
             vsock,

@@ -95,6 +95,11 @@ impl<'m> Buffers<'m> {
         self.bytes == 0
     }
 
+    /// The buffers one by one.
+    pub fn slices(&self) -> &[VolatileSlice<'m>] {
+        &self.slices
+    }
+
     /// Takes the first `bytes` off.
     ///
     /// # Errors

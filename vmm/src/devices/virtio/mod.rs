@@ -6,12 +6,13 @@
 //! | [`interrupt`] | the way back: the status register and the interrupt line |
 //! | [`wakers`] | how a device's thread is woken for a queue |
 //! | [`chain`] | a descriptor chain as bounded lists of buffers |
-//! | [`block`], [`vsock`], [`entropy`] | the devices |
+//! | [`block`], [`vsock`], [`entropy`], [`balloon`] | the devices |
 //!
 //! A device belongs to a thread of [`crate::event_loop`], which calls it when the guest has notified a queue or a file
 //! descriptor is ready. The vCPU that writes the status register calls `activate` and `reset`. A mutex about each
 //! device keeps the two apart.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod entropy;
@@ -27,6 +28,7 @@ use std::{
 
 use rustix::event::epoll::EventFlags;
 use virtio_queue::{DescriptorChain, Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 
 use self::{
     chain::{Chain, ChainError},
@@ -120,11 +122,26 @@ pub(crate) fn next_chain<'m>(queue: &mut Queue, memory: &'m Memory) -> Option<De
     if let Some(chain) = queue.pop_descriptor_chain(memory) {
         return Some(chain);
     }
+    if will_be_told(queue, memory) {
+        return None;
+    }
     // True when a chain has come meanwhile, or the index makes no sense; an error means that the rings are gone.
     match queue.enable_notification(memory) {
         Ok(true) => queue.pop_descriptor_chain(memory),
         _ => None,
     }
+}
+
+/// Whether the driver has been asked to tell of the chain after the last one. What it has said since was seen by who looked after
+/// that. Nothing is written: a page of a restored guest that is only read is not copied.
+fn will_be_told(queue: &Queue, memory: &Memory) -> bool {
+    // `avail_event`, behind the used ring.
+    let offset = 4 + 8 * u64::from(queue.size());
+    let asked = queue
+        .used_ring()
+        .checked_add(offset)
+        .and_then(|address| memory.read_obj::<u16>(GuestAddress(address)).ok());
+    queue.event_idx_enabled() && asked.map(u16::from_le) == Some(queue.next_avail())
 }
 
 /// Serves the chains that the driver has put into queue `index`, and asks to be told of the next; then tells the driver. `serve`
@@ -158,7 +175,6 @@ pub(crate) fn drain_queue(
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{Bytes, GuestAddress};
     use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
     use super::*;
@@ -208,6 +224,29 @@ mod tests {
             0
         });
         assert_eq!(served, 1);
+    }
+
+    #[test]
+    fn a_driver_is_asked_to_tell_of_the_next_chain_once() {
+        let memory = memory::create(1 << 20).unwrap();
+        let (mut active, _event) = active(&memory);
+        active.queues[0].set_event_idx(true);
+        let asked = GuestAddress(0x3000 + 4 + 8 * u64::from(SIZE));
+        // It was, before it was saved.
+        assert!(will_be_told(&active.queues[0], &memory));
+        let mut served = 0;
+        for index in [1, 1, 3, 3] {
+            set_available(&memory, index);
+            drain_queue(&mut active, 0, |_| {
+                served += 1;
+                0
+            });
+            assert_eq!(served, index);
+            assert_eq!(memory.read_obj::<u16>(asked).unwrap(), index);
+            assert!(will_be_told(&active.queues[0], &memory));
+        }
+        active.queues[0].set_event_idx(false);
+        assert!(!will_be_told(&active.queues[0], &memory));
     }
 
     #[test]
