@@ -15,6 +15,9 @@ use serde::de::DeserializeOwned;
 use super::{Entry, writer::numbered};
 use crate::options::limit::LOG_FILES as FILES_MAX;
 
+/// Most files that are kept for a reader that is slower than the writer: they take room that nothing shows.
+const HELD_MAX: usize = 32;
+
 /// What a log's lines are.
 pub trait Dated: DeserializeOwned {
     /// When it was written.
@@ -44,6 +47,8 @@ pub struct LogOptions {
 pub struct LineReader<E> {
     path: PathBuf,
     file: Option<BufReader<File>>,
+    /// Those that follow it, as far as they are known.
+    newer: VecDeque<BufReader<File>>,
     /// The start of an entry whose end has not been written yet.
     partial: Vec<u8>,
     since: Option<Timestamp>,
@@ -59,6 +64,7 @@ impl<E: Dated> LineReader<E> {
         let mut reader = Self {
             path: path.to_owned(),
             file: oldest(path)?,
+            newer: VecDeque::new(),
             partial: Vec::new(),
             since: options.since,
             ready: VecDeque::new(),
@@ -107,6 +113,10 @@ impl<E: Dated> LineReader<E> {
         let Some(file) = &mut self.file else {
             return Ok(None);
         };
+        // At each piece that is read from the file: a reader that is slower than the writer loses nothing by that.
+        if file.buffer().is_empty() {
+            hold_newer(&self.path, file, &mut self.newer)?;
+        }
         file.read_until(b'\n', &mut self.partial)?;
         if self.partial.ends_with(b"\n") {
             return Ok(Some(std::mem::take(&mut self.partial)));
@@ -116,36 +126,60 @@ impl<E: Dated> LineReader<E> {
 
     /// Goes on with the file that follows the one that has been read. Whether there may be more to read.
     fn next_file(&mut self) -> io::Result<bool> {
-        let next = match &mut self.file {
-            None => oldest(&self.path)?,
-            Some(current) => {
-                let own = identity(current.get_ref())?;
-                let next = match place(&self.path, own)? {
-                    // The newest.
-                    Some(0) => return Ok(false),
-                    Some(number) => open(&numbered(&self.path, number - 1))?,
-                    // It is gone, and what has followed it may be too.
-                    None => oldest(&self.path)?,
-                };
-                // They may have moved on meanwhile, and the one that was opened not be the next: look again.
-                if let (Some(next), Some(number)) = (&next, place(&self.path, own)?)
-                    && number > 0
-                    && place(&self.path, identity(next.get_ref())?)? != Some(number - 1)
-                {
-                    return Ok(true);
-                }
-                // The writer may have finished this file between the last read and now: then there is more in it.
-                if !current.fill_buf()?.is_empty() {
-                    return Ok(true);
-                }
-                next
-            }
+        let Some(current) = &mut self.file else {
+            self.file = oldest(&self.path)?;
+            return Ok(self.file.is_some());
         };
-        let Some(next) = next else { return Ok(false) };
+        if self.newer.is_empty() && hold_newer(&self.path, current, &mut self.newer)? == Look::Again {
+            return Ok(true);
+        }
+        if self.newer.is_empty() {
+            return Ok(false);
+        }
+        // The writer may have finished this file between the last read and now: then there is more in it.
+        if !current.fill_buf()?.is_empty() {
+            return Ok(true);
+        }
         self.partial.clear();
-        self.file = Some(next);
+        self.file = self.newer.pop_front();
         Ok(true)
     }
+}
+
+/// Whether there is more to be seen at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    Again,
+    Later,
+}
+
+/// Opens the file that has come after the newest that is known, `current` or the last of `newer`: the writer removes it perhaps
+/// before it is read.
+fn hold_newer(
+    path: &Path,
+    current: &BufReader<File>,
+    newer: &mut VecDeque<BufReader<File>>,
+) -> io::Result<Look> {
+    if newer.len() >= HELD_MAX {
+        return Ok(Look::Later);
+    }
+    let own = identity(newer.back().unwrap_or(current).get_ref())?;
+    let next = match place(path, own)? {
+        // The newest.
+        Some(0) => return Ok(Look::Later),
+        Some(number) => open(&numbered(path, number - 1))?,
+        // It is gone, and what has followed it may be too.
+        None => oldest(path)?,
+    };
+    // They may have moved on meanwhile, and the one that was opened not be the next: look again.
+    if let (Some(next), Some(number)) = (&next, place(path, own)?)
+        && number > 0
+        && place(path, identity(next.get_ref())?)? != Some(number - 1)
+    {
+        return Ok(Look::Again);
+    }
+    newer.extend(next);
+    Ok(Look::Later)
 }
 
 /// What tells a file from others.
@@ -310,6 +344,33 @@ mod tests {
             late.windows(2).skip(20).all(|pair| pair[0] + 1 == pair[1]),
             "{late:?}"
         );
+    }
+
+    #[test]
+    fn a_reader_that_is_slower_than_the_writer_loses_nothing() {
+        let (_directory, path) = log_of(&[]);
+        let limits = Limits {
+            max_size: 16 << 10,
+            max_file: 2,
+        };
+        let mut log = LogWriter::open(&path, limits).unwrap();
+        let mut reader = LogReader::open(&path, LogOptions::default()).unwrap();
+        let line = |number: usize| format!("{number:0>60}\n");
+        let mut read = 0;
+        for number in 0..3000 {
+            log.write(Stream::Stdout, line(number).as_bytes(), Timestamp::UNIX_EPOCH)
+                .unwrap();
+            // Ten files are written while it reads six.
+            if number % 10 < 6 {
+                assert_eq!(reader.next().unwrap().unwrap().log, line(read));
+                read += 1;
+            }
+        }
+        for text in texts(&mut reader) {
+            assert_eq!(text, line(read));
+            read += 1;
+        }
+        assert_eq!(read, 3000);
     }
 
     #[test]
