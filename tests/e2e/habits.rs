@@ -10,6 +10,7 @@ tests! {
     Need::Kvm =>
         a_sandbox_is_renamed_listed_read_and_restarted,
         what_docker_has_long_forms_filters_and_formats_for;
+    Need::KvmAndPrograms(&["bash"]) => a_shell_completes_names;
 }
 
 fn completions_are_printed_for_each_shell() {
@@ -240,7 +241,29 @@ pub(crate) fn what_docker_has_long_forms_filters_and_formats_for() {
     let help = brig.ok(&["help", "container", "prune"]);
     assert!(help.contains("Usage: brig container prune"), "{help}");
 
-    // A shell completes names, too.
+    // What runs stays, and what a filter is not true of.
+    assert!(!brig.ok(&["container", "prune", "-f"]).contains(id));
+    // Dead when the command ends, paused or not.
+    brig.ok(&["container", "pause", "long"]);
+    brig.ok(&["container", "kill", "long"]);
+    assert_eq!(brig.inspect("long", "/State/Status"), "exited");
+    assert_eq!(brig.inspect("long", "/State/ExitCode"), 137);
+    for filter in ["label=team=db", "label!=team", "until=24h"] {
+        let gone = brig.ok(&["container", "prune", "-f", "--filter", filter]);
+        assert!(!gone.contains(id), "{filter}: {gone}");
+    }
+    let gone = brig.ok(&["container", "prune", "-f", "--filter", "label=team=web"]);
+    assert!(
+        gone.starts_with(&format!("Deleted Containers:\n{id}\n\nTotal reclaimed space: ")),
+        "{gone}"
+    );
+    brig.ok(&["volume", "rm", "data"]);
+    brig.assert_nothing_left();
+}
+
+fn a_shell_completes_names() {
+    let brig = Brig::new();
+    brig.ok(&["run", "-d", "--name", "long", "busybox", "sleep", "100000"]);
     let completed = |words: &str| {
         let script = format!(
             "brig() {{ \"$BRIG\" \"$@\"; }}; source <(brig completion bash); COMP_WORDS=({words}); \
@@ -263,23 +286,6 @@ pub(crate) fn what_docker_has_long_forms_filters_and_formats_for() {
     assert_eq!(completed("brig stop nothing"), "\n");
     assert!(completed("brig stop --ti").contains("--time"));
     assert_eq!(completed("brig unpa"), "unpause\n");
-
-    // What runs stays, and what a filter is not true of.
-    assert!(!brig.ok(&["container", "prune", "-f"]).contains(id));
-    // Dead when the command ends, paused or not.
-    brig.ok(&["container", "pause", "long"]);
-    brig.ok(&["container", "kill", "long"]);
-    assert_eq!(brig.inspect("long", "/State/Status"), "exited");
-    assert_eq!(brig.inspect("long", "/State/ExitCode"), 137);
-    for filter in ["label=team=db", "label!=team", "until=24h"] {
-        let gone = brig.ok(&["container", "prune", "-f", "--filter", filter]);
-        assert!(!gone.contains(id), "{filter}: {gone}");
-    }
-    let gone = brig.ok(&["container", "prune", "-f", "--filter", "label=team=web"]);
-    assert!(
-        gone.starts_with(&format!("Deleted Containers:\n{id}\n\nTotal reclaimed space: ")),
-        "{gone}"
-    );
-    brig.ok(&["volume", "rm", "data"]);
+    brig.ok(&["rm", "-f", "long"]);
     brig.assert_nothing_left();
 }

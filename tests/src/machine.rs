@@ -27,6 +27,8 @@ pub enum Need {
     ContainersOfUsers,
     /// Programs of the host, by their names.
     Programs(&'static [&'static str]),
+    /// The same, and a usable `/dev/kvm`.
+    KvmAndPrograms(&'static [&'static str]),
     /// The programs of a registry: Debian's docker-registry, skopeo, htpasswd and openssl.
     Registry,
     /// The same, and a usable `/dev/kvm`.
@@ -89,6 +91,7 @@ impl Need {
             Self::KvmAndContainers => kvm().or_else(root).or_else(no_containers),
             Self::KvmAndRoot => kvm().or_else(root),
             Self::Programs(names) => programs(names),
+            Self::KvmAndPrograms(names) => kvm().or_else(|| programs(names)),
             Self::Registry => registry(),
             Self::KvmAndRegistry => kvm().or_else(registry),
             Self::Recipes => env::var_os("BRIG_TEST_IMAGES").map(|_| "no recipes here".to_owned()),
