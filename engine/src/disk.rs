@@ -70,6 +70,15 @@ pub fn blank(templates: &Path) -> Result<PathBuf, Error> {
     Ok(path)
 }
 
+/// The same, open to be copied.
+///
+/// # Errors
+/// As [`blank`].
+pub fn open_blank(templates: &Path) -> Result<File, Error> {
+    let path = blank(templates)?;
+    File::open(&path).map_err(Error::file("open", &path))
+}
+
 /// Makes a disk of another size, whole as soon as it is there.
 ///
 /// # Errors

@@ -190,10 +190,8 @@ impl Volumes {
 
     /// Removes those of `mounts` that nobody has given a name, but for those that `others` have.
     pub fn forget_anonymous(&self, mounts: &[VolumeMount], others: &[Sandbox]) {
-        for mount in mounts {
-            if let Source::Volume(name) = &mount.source
-                && self.find(name).is_ok_and(|record| record.anonymous)
-            {
+        for name in mounts.iter().filter_map(VolumeMount::volume) {
+            if self.find(name).is_ok_and(|record| record.anonymous) {
                 // One that is in use stays.
                 let _ = self.remove(name, others);
             }
@@ -314,8 +312,7 @@ impl Volumes {
         let path = self.path(name);
         match isolation {
             Isolation::Vm if !self.disk(name).exists() => {
-                let blank = disk::blank(&Paths::templates_in(&self.root))?;
-                let blank = File::open(&blank).map_err(Error::file("open", &blank))?;
+                let blank = disk::open_blank(&Paths::templates_in(&self.root))?;
                 disk::copy_whole(&blank, &self.disk(name))?;
             }
             Isolation::Container => {
@@ -430,9 +427,7 @@ impl Volumes {
 pub fn users<'a>(name: &'a str, sandboxes: &'a [Sandbox]) -> impl Iterator<Item = &'a Sandbox> {
     sandboxes.iter().filter(move |sandbox| {
         let mounts = &sandbox.config.mounts;
-        mounts
-            .iter()
-            .any(|mount| matches!(&mount.source, Source::Volume(used) if used == name))
+        mounts.iter().any(|mount| mount.volume() == Some(name))
     })
 }
 

@@ -105,10 +105,7 @@ fn row(sandbox: &Sandbox, whole: bool, now: Timestamp, size: &str) -> Value {
         .iter()
         .map(|(name, value)| format!("{name}={value}"))
         .collect();
-    let volumes = config
-        .mounts
-        .iter()
-        .filter(|mount| matches!(mount.source, Source::Volume(_)));
+    let volumes = config.mounts.iter().filter(|mount| mount.volume().is_some());
     json!({
         "ID": id(sandbox, whole),
         "Image": config.image,

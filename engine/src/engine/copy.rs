@@ -133,8 +133,7 @@ impl Engine {
                     reason: "it goes on from a snapshot and has not been started: start it before".to_owned(),
                 });
             }
-            let blank = disk::blank(&self.paths.templates())?;
-            let blank = File::open(&blank).map_err(Error::file("open", &blank))?;
+            let blank = disk::open_blank(&self.paths.templates())?;
             if writes {
                 disk::copy_whole(&blank, &path)?;
             } else {

@@ -231,14 +231,7 @@ fn check_mounts(options: &CreateOptions) -> Result<(), Error> {
         }
     }
     // One disk cannot be mounted twice.
-    let mut names: Vec<_> = options
-        .mounts
-        .iter()
-        .filter_map(|mount| match &mount.source {
-            Source::Volume(name) => Some(name),
-            _ => None,
-        })
-        .collect();
+    let mut names: Vec<_> = options.mounts.iter().filter_map(VolumeMount::volume).collect();
     names.sort_unstable();
     if options.isolation == Isolation::Vm
         && let Some([name, _]) = names.windows(2).find(|pair| pair[0] == pair[1])

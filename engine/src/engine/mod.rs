@@ -66,7 +66,7 @@ use crate::{
     supervisor::Likely,
     template::{self, Cache, Ensured, Shape},
     unpack,
-    volume::{self, Source, VolumeMount, Volumes},
+    volume::{self, VolumeMount, Volumes},
 };
 
 /// The image that ships with brig.
@@ -198,10 +198,8 @@ impl Engine {
         draft
             .wanted_name()
             .map_or(Ok(()), |name| self.registry.check_name(name))?;
-        for mount in draft.mounts() {
-            if let Source::Volume(name) = &mount.source
-                && let Ok(record) = self.volumes().find(name)
-            {
+        for name in draft.mounts().iter().filter_map(VolumeMount::volume) {
+            if let Ok(record) = self.volumes().find(name) {
                 volume::check_isolation(&record, draft.isolation())?;
             }
         }

@@ -241,8 +241,7 @@ impl Engine {
                     let source = match File::open(&from) {
                         // It was never started.
                         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                            let blank = disk::blank(&paths.templates())?;
-                            File::open(&blank).map_err(Error::file("open", &blank))?
+                            disk::open_blank(&paths.templates())?
                         }
                         opened => opened.map_err(Error::file("open", &from))?,
                     };

@@ -415,8 +415,9 @@ impl<'a> Life<'a> {
                     () = killed(&mut self.orders) => {}
                 }
                 // What it has written is of use to nobody otherwise.
-                let kept = !Volumes::new(&self.paths.root).are_its_own(&self.config.mounts);
-                if !self.config.auto_remove || kept {
+                let goes = self.config.auto_remove
+                    && Volumes::new(&self.paths.root).are_its_own(&self.config.mounts);
+                if !goes {
                     shut_down(guest, &mut self.orders).await;
                 }
                 guest.vmm.start_kill();

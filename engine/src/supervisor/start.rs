@@ -270,8 +270,7 @@ impl Start<'_> {
     ) -> Result<(Guest, Streams), Error> {
         let path = self.directory.disk();
         if !path.exists() {
-            let blank = disk::blank(&self.paths.templates())?;
-            let blank = File::open(&blank).map_err(Error::file("open", &blank))?;
+            let blank = disk::open_blank(&self.paths.templates())?;
             disk::copy_whole(&blank, &path)?;
         }
         let mut disks = vec![whole(image, false)?, whole(open_disk(&path)?, true)?];
