@@ -329,12 +329,8 @@ mod tests {
             data.fill(offset as u8);
         }
 
-        fn activate(&mut self, activation: Activation) {
-            self.active = Some(activation);
-        }
-
-        fn queues(&self) -> Option<&[Queue]> {
-            self.active.as_ref().map(|active| &*active.queues)
+        fn active(&mut self) -> &mut Option<Activation> {
+            &mut self.active
         }
 
         fn reset(&mut self) {

@@ -76,15 +76,24 @@ pub trait VirtioDevice: Send {
     /// Fills `data` from the configuration space at `offset`; what lies outside of it stays as it is.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
+    /// Where the device keeps what its driver has given it.
+    fn active(&mut self) -> &mut Option<Activation>;
+
     /// The driver is ready: take the queues. Nothing is done about what is in them before [`Self::queue_notified`], which the
     /// device's own thread calls: this is called by a vCPU's.
-    fn activate(&mut self, activation: Activation);
+    fn activate(&mut self, activation: Activation) {
+        *self.active() = Some(activation);
+    }
 
     /// The queues that the device works on, while it is active.
-    fn queues(&self) -> Option<&[Queue]>;
+    fn queues(&mut self) -> Option<&[Queue]> {
+        self.active().as_ref().map(|active| &*active.queues)
+    }
 
     /// The driver has reset the device: forget the queues. Nothing of the guest's memory is touched afterwards.
-    fn reset(&mut self);
+    fn reset(&mut self) {
+        *self.active() = None;
+    }
 
     /// The driver has put buffers into queue `queue`. May be called when the device is not active.
     fn queue_notified(&mut self, queue: usize);

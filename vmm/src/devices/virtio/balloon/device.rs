@@ -6,8 +6,6 @@
 
 use std::sync::Arc;
 
-use virtio_queue::Queue;
-
 use crate::{
     devices::virtio::{Activation, F_COMMON, VirtioDevice, chain::Chain, drain_queue, read_config_bytes},
     memory::{self, Memory},
@@ -51,16 +49,8 @@ impl VirtioDevice for Balloon {
         read_config_bytes(&CONFIG, offset, data);
     }
 
-    fn activate(&mut self, activation: Activation) {
-        self.active = Some(activation);
-    }
-
-    fn queues(&self) -> Option<&[Queue]> {
-        self.active.as_ref().map(|active| &*active.queues)
-    }
-
-    fn reset(&mut self) {
-        self.active = None;
+    fn active(&mut self) -> &mut Option<Activation> {
+        &mut self.active
     }
 
     fn queue_notified(&mut self, queue: usize) {

@@ -6,7 +6,7 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_WRITE_ZEROES,
 };
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{QueueOwnedT, QueueT};
 
 use super::{
     disk::{Disk, SECTOR_BYTES, SEGMENT_ALIGNMENT},
@@ -111,12 +111,8 @@ impl VirtioDevice for Block {
         read_config_bytes(&self.config(), offset, data);
     }
 
-    fn activate(&mut self, activation: Activation) {
-        self.active = Some(activation);
-    }
-
-    fn queues(&self) -> Option<&[Queue]> {
-        self.active.as_ref().map(|active| &*active.queues)
+    fn active(&mut self) -> &mut Option<Activation> {
+        &mut self.active
     }
 
     fn reset(&mut self) {

@@ -1,7 +1,6 @@
 //! The device.
 
 use rustix::rand::{GetRandomFlags, getrandom};
-use virtio_queue::Queue;
 
 use crate::devices::virtio::{Activation, F_COMMON, VirtioDevice, chain::Chain, drain_queue};
 
@@ -32,16 +31,8 @@ impl VirtioDevice for Entropy {
 
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
 
-    fn activate(&mut self, activation: Activation) {
-        self.active = Some(activation);
-    }
-
-    fn queues(&self) -> Option<&[Queue]> {
-        self.active.as_ref().map(|active| &*active.queues)
-    }
-
-    fn reset(&mut self) {
-        self.active = None;
+    fn active(&mut self) -> &mut Option<Activation> {
+        &mut self.active
     }
 
     fn queue_notified(&mut self, _queue: usize) {

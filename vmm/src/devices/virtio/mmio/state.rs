@@ -94,7 +94,7 @@ pub struct TransportState {
 impl MmioTransport {
     /// The registers of a device that nobody works on meanwhile.
     pub fn save(&self) -> TransportState {
-        let device = lock(&*self.device);
+        let mut device = lock(&*self.device);
         let active = device
             .queues()
             .map(|queues| queues.iter().map(SavedQueue::save).collect());

@@ -404,12 +404,8 @@ impl VirtioDevice for Vsock {
         read_config_bytes(&GUEST_CID.to_le_bytes(), offset, data);
     }
 
-    fn activate(&mut self, activation: Activation) {
-        self.active = Some(activation);
-    }
-
-    fn queues(&self) -> Option<&[Queue]> {
-        self.active.as_ref().map(|active| &*active.queues)
+    fn active(&mut self) -> &mut Option<Activation> {
+        &mut self.active
     }
 
     fn reset(&mut self) {
