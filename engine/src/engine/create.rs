@@ -101,6 +101,33 @@ impl CreateOptions {
     }
 }
 
+/// Choices in which nothing is wrong, as far as can be told without the image.
+#[derive(Debug)]
+pub struct CheckedOptions(CreateOptions);
+
+impl CheckedOptions {
+    /// Checks them. What the engine knows of names, volumes and devices is the engine's to check.
+    pub(super) fn new(options: CreateOptions) -> Result<Self, Error> {
+        options.limits().check(options.isolation)?;
+        options.options.check(options.isolation)?;
+        check_mounts(&options)?;
+        options.options.restart.check(options.auto_remove)?;
+        // What does not compile is no filter.
+        options.options.seccomp.compile(options.options.capabilities())?;
+        Ok(Self(options))
+    }
+
+    /// The names of the volumes that it mounts.
+    pub(super) fn volumes(&self) -> impl Iterator<Item = &str> {
+        self.0.mounts.iter().filter_map(VolumeMount::volume)
+    }
+
+    /// What the sandbox is to be walled off by.
+    pub fn isolation(&self) -> Isolation {
+        self.0.isolation
+    }
+}
+
 /// A configuration that lacks an id, a name and what depends on them.
 #[derive(Debug)]
 pub struct Draft {
@@ -112,8 +139,8 @@ pub struct Draft {
     user_env: Vec<String>,
 }
 
-/// Checks everything that can be wrong with `options`.
-pub(super) fn draft(image: &Image, options: &CreateOptions) -> Result<Draft, Error> {
+/// Checks what can be wrong with `options` for this image.
+pub(super) fn draft(image: &Image, CheckedOptions(options): &CheckedOptions) -> Result<Draft, Error> {
     check_platform(image, &options.image)?;
     let said = &image.config;
     let (entrypoint, image_command) = match options.entrypoint.as_deref() {
@@ -184,12 +211,6 @@ pub(super) fn draft(image: &Image, options: &CreateOptions) -> Result<Draft, Err
         image_env: said.env.clone(),
         user_env: options.env.clone(),
     };
-    options.limits().check(options.isolation)?;
-    options.options.check(options.isolation)?;
-    check_mounts(options)?;
-    options.options.restart.check(options.auto_remove)?;
-    // What does not compile is no filter.
-    options.options.seccomp.compile(options.options.capabilities())?;
     spec::environment("", options.tty, &draft.image_env, &draft.user_env)?;
     spec::check(&draft.clone_for_check())?;
     Ok(draft)
@@ -380,6 +401,11 @@ mod tests {
             image: "img".into(),
             ..CreateOptions::default()
         }
+    }
+
+    /// Both checks, one after the other.
+    fn draft(image: &Image, options: &CreateOptions) -> Result<Draft, Error> {
+        super::draft(image, &CheckedOptions::new(options.clone())?)
     }
 
     fn args(image: &Image, options: &CreateOptions) -> Result<Vec<String>, Error> {

@@ -39,7 +39,7 @@ use tokio::net::UnixStream;
 
 pub use self::{
     copy::Pipes,
-    create::{CreateOptions, Draft},
+    create::{CheckedOptions, CreateOptions, Draft},
     follow::{EventFollower, LogFollower},
     pack::CommitOptions,
     session::{Message, Session, SessionInput, SessionOutput, StartOptions, Summoned},
@@ -188,22 +188,30 @@ impl Engine {
         template::ensure(&self.paths, &self.host, shape, again, begin).await
     }
 
-    /// Checks what can be wrong with a sandbox, so that it is told before the image is unpacked.
+    /// Checks what can be wrong with a user's choices whatever the image is, so that it is told before that is pulled.
     ///
     /// # Errors
     /// Those of the options' checks, [`Error::NameInUse`].
-    pub fn draft(&self, image: &Image, options: &CreateOptions) -> Result<Draft, Error> {
+    pub fn check(&self, options: CreateOptions) -> Result<CheckedOptions, Error> {
         options.device_rates.check(options.isolation, &self.paths.root)?;
-        let draft = create::draft(image, options)?;
-        draft
-            .wanted_name()
-            .map_or(Ok(()), |name| self.registry.check_name(name))?;
-        for name in draft.mounts().iter().filter_map(VolumeMount::volume) {
+        if let Some(name) = &options.name {
+            self.registry.check_name(name)?;
+        }
+        let options = CheckedOptions::new(options)?;
+        for name in options.volumes() {
             if let Ok(record) = self.volumes().find(name) {
-                volume::check_isolation(&record, draft.isolation())?;
+                volume::check_isolation(&record, options.isolation())?;
             }
         }
-        Ok(draft)
+        Ok(options)
+    }
+
+    /// Checks what can be wrong with them for this image, so that it is told before that is unpacked.
+    ///
+    /// # Errors
+    /// Those of the image's platform, command, environment and health check.
+    pub fn draft(&self, image: &Image, options: &CheckedOptions) -> Result<Draft, Error> {
+        create::draft(image, options)
     }
 
     /// Makes the sandbox `id`.
