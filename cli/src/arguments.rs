@@ -43,7 +43,7 @@ pub use self::{
     compare::Compare, config::*, container::*, copy::Copy, images::*, saved::*, volumes::*, watch::*,
     wishes::Wishes,
 };
-use crate::{detach::DetachKeys, durations};
+use crate::{detach::DetachKeys, durations, failure::CODE_COMMAND};
 
 /// Run an untrusted image in a microVM of its own
 #[derive(Debug, Parser)]
@@ -1061,14 +1061,23 @@ pub fn exit(error: &clap::Error) -> ! {
             let _ = error.print();
             process::exit(0)
         }
+        // `docker` alone is no failure.
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
             let _ = error.print();
-            process::exit(CODE_BRIG)
+            process::exit(0)
         }
         _ => {
             eprintln!("brig: {}", one_line(error, std::env::args().skip(1)));
-            process::exit(CODE_BRIG)
+            process::exit(exit_code(error))
         }
+    }
+}
+
+/// Docker's code of what is wrong with an option, and of what is wrong with the other words.
+fn exit_code(error: &clap::Error) -> i32 {
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if word.starts_with('-') => CODE_BRIG,
+        _ => CODE_COMMAND,
     }
 }
 
@@ -1396,6 +1405,24 @@ mod tests {
         let wrong = Arguments::try_parse_from(["brig", "image", "rmm"]).unwrap_err();
         let line = one_line(&wrong, words);
         assert!(line.ends_with("'rm' (see brig image --help)"), "{line}");
+    }
+
+    #[test]
+    fn exit_codes_tell_options_from_other_words() {
+        for (code, words) in [
+            (125, &["run", "--no-such-option", "img"][..]),
+            (125, &["run", "-m", "img"]),
+            (125, &["run", "-m", "little", "img"]),
+            (125, &["stop", "-t", "soon", "x"]),
+            (1, &["run"]),
+            (1, &["start"]),
+            (1, &["rename", "a", "b", "c"]),
+            (1, &["tag", "a", "UPPER"]),
+            (1, &["runn"]),
+        ] {
+            let wrong = Arguments::try_parse_from(["brig"].iter().chain(words)).unwrap_err();
+            assert_eq!(exit_code(&wrong), code, "{words:?}: {wrong}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io;
 use brig_engine::error::{CODE_BRIG, chain};
 
 /// Exit code of every command that fails other than `run` and `start -a`, as Docker's.
-const CODE_COMMAND: i32 = 1;
+pub const CODE_COMMAND: i32 = 1;
 
 /// Exit code after an interrupt: 128 + SIGINT.
 const CODE_INTERRUPTED: i32 = 130;

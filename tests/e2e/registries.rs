@@ -631,7 +631,7 @@ fn what_cannot_be_pulled_or_pushed_is_one_line() {
         (1, vec!["pull", "UPPER"], "lower-case"),
         (1, vec!["pull", "a@sha256:12"], "sha256:12"),
         (125, vec!["pull", "--platform", "linux", "a"], "linux/amd64"),
-        (125, vec!["pull"], "NAME"),
+        (1, vec!["pull"], "NAME"),
         (125, vec!["pull", "--nope", "a"], "--nope"),
         (125, vec!["search", "--limit", "0", "a"], "--limit"),
         (1, vec!["push", "ghost"], "ghost"),
