@@ -204,7 +204,7 @@ pub enum Command {
     /// Show what a sandbox has written
     #[command(after_help = LOGS_EXAMPLES)]
     Logs(Logs),
-    /// Show what sandboxes take: CPU, memory, disk
+    /// Show what sandboxes take: CPU, memory, network, disk
     #[command(after_help = STATS_EXAMPLES)]
     Stats(Stats),
     /// List the processes of a sandbox

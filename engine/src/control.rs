@@ -9,10 +9,12 @@
 //! | `Signal` | `Done` |
 //! | `Pause`, `Unpause` | `Done` or `Failed` |
 //! | `Save` | `Saved` or `Failed` |
+//! | `Traffic` | `Traffic` or `Failed` |
 //! | `CopyDisk` | `Done` or `Failed` |
 //! | `Stop`, `Kill`, `Wait` | `Exited`, when everything is cleaned up |
 //!
-//! A connection carries one request other than `Stdin`, `StdinEnd`, `Resize`, `Signal`, `Pause`, `Unpause`, `Save` and `CopyDisk`.
+//! A connection carries one request other than `Stdin`, `StdinEnd`, `Resize`, `Signal`, `Pause`, `Unpause`, `Save`, `CopyDisk` and
+//! `Traffic`.
 
 use std::{
     fs::File,
@@ -24,7 +26,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use brig_protocol::{spec::WindowSize, tool::Tool};
+pub use brig_protocol::{agent::Traffic, spec::WindowSize, tool::Tool};
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -96,6 +98,8 @@ pub enum Request {
         /// The name of a [`crate::snapshot::Workspace`].
         workspace: String,
     },
+    /// Tell what has gone through published ports.
+    Traffic,
     /// End the guest at once.
     Kill,
     /// Wait for the end of the process.
@@ -137,6 +141,8 @@ pub enum Reply {
     },
     /// The sandbox has been saved and goes on.
     Saved(SavedSandbox),
+    /// What has gone through published ports, as the agent counts it.
+    Traffic(Traffic),
     /// The sandbox could not be started, and everything is cleaned up; or it could not be saved.
     Failed {
         /// 125, 126 or 127.

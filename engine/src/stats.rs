@@ -32,8 +32,6 @@ pub struct Sample {
     pub read: Option<u64>,
     /// Bytes written to disks.
     pub written: Option<u64>,
-    /// Bytes that its network interfaces received and sent, where the host sees them.
-    pub network: Option<(u64, u64)>,
     /// Processes and threads of a container.
     pub threads: Option<u64>,
 }
@@ -57,7 +55,6 @@ pub fn sample(sandbox: &Sandbox) -> Result<Sample, Error> {
             let mut sample = of_all(&all);
             let theirs = all.iter().filter(|process| !own.contains(&process.pid));
             sample.threads = Some(theirs.map(|process| process.threads).sum());
-            sample.network = all.last().and_then(|process| network(process.pid));
             if sandbox.config.limits != Limits::default()
                 && let Some(counted) = cgroups::memory_and_cpu(&sandbox.config.id)
             {
@@ -161,25 +158,6 @@ fn memory(pid: u32) -> u64 {
     shared.or_else(resident).unwrap_or(0) << 10
 }
 
-/// What the interfaces in a process's network namespace have moved, the loopback left out.
-fn network(pid: u32) -> Option<(u64, u64)> {
-    Some(interfaces(&read(pid, "net/dev")?))
-}
-
-fn interfaces(text: &str) -> (u64, u64) {
-    let of = |line: &str| {
-        let (name, counters) = line.split_once(':')?;
-        let counters: Vec<u64> = counters
-            .split_whitespace()
-            .map_while(|word| word.parse().ok())
-            .collect();
-        (name.trim() != "lo").then_some((*counters.first()?, *counters.get(8)?))
-    };
-    text.lines()
-        .filter_map(of)
-        .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
-}
-
 fn host_memory() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     number(&text, "MemTotal:").unwrap_or(0) << 10
@@ -219,8 +197,6 @@ mod tests {
         let stat = "7 (a) b) S 3 7 7 0 -1 4194560 1 2 3 4 10 20 30 40 20 0 6 0 99 0 0";
         let process = Process::parse(7, stat).unwrap();
         assert_eq!((process.parent, process.ticks, process.threads), (3, 100, 6));
-        let text = "Inter-|   Receive  |  Transmit\n face |bytes packets\n    lo: 9 1 0 0 0 0 0 0 9 1 0\n  eth0: 5 1 0 0 0 0 0 0 7 1 0\n";
-        assert_eq!(interfaces(text), (5, 7));
         assert_eq!(number("VmSize: 3 kB\nVmRSS:\t 12 kB\n", "VmRSS:"), Some(12));
     }
 

@@ -275,6 +275,10 @@ impl Agent {
                     let realtime_ns = wake::realtime_ns();
                     self.send(&FromAgent::Clock { realtime_ns })?;
                 }
+                ToAgent::Traffic => {
+                    let traffic = self.streams.traffic();
+                    self.send(&FromAgent::Traffic(traffic))?;
+                }
                 ToAgent::ShiftClock { ns } => {
                     // A clock that stays wrong is better than a guest that ends.
                     let _ = self.machine.shift_clock(ns);
@@ -444,6 +448,8 @@ impl Agent {
     /// Brings a restored guest up to date. One that cannot be is ended: its random numbers may be another guest's.
     fn wake(&mut self, spec: &WakeSpec) -> Result<(), AgentError> {
         wake::wake(&mut *self.machine, spec, &self.places)?;
+        // A copy has carried nothing yet.
+        self.streams.forget_traffic();
         if let (Some(identity), Some(sandbox)) = (&spec.identity, &self.sandbox) {
             sandbox.rename(identity, &self.places)?;
         }

@@ -164,6 +164,8 @@ pub struct SocketRelay {
     write_end: OwnedFd,
     /// Bytes in the pipe.
     held: usize,
+    /// Bytes that the sink has taken and nobody has counted.
+    moved: u64,
     chunk: Chunk,
     source: Source,
 }
@@ -187,6 +189,7 @@ impl SocketRelay {
             read_end,
             write_end,
             held: 0,
+            moved: 0,
             chunk: Chunk(LEAST_BYTES),
             source: Source::Open,
         })
@@ -195,6 +198,11 @@ impl SocketRelay {
     /// Whether bytes wait for room in the sink.
     pub fn waits_for_sink(&self) -> bool {
         self.held > 0
+    }
+
+    /// Bytes that the sink has taken since the last call.
+    pub fn take_moved(&mut self) -> u64 {
+        std::mem::take(&mut self.moved)
     }
 
     /// Moves what can be moved. Not to be called again after [`Turn::Ended`] or an error.
@@ -245,6 +253,7 @@ impl SocketRelay {
         }
         let moved = splice_some(&self.read_end, sink, self.held)?.unwrap_or(0);
         self.held -= moved.min(self.held);
+        self.moved += moved as u64;
         Ok(moved > 0)
     }
 }

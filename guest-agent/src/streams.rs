@@ -12,6 +12,7 @@ use std::{
 };
 
 use brig_protocol::{
+    agent::Traffic,
     channel::{self, ChannelError},
     stream::{HEADER_BYTES, StreamHeader},
     vmm::Command,
@@ -201,6 +202,7 @@ pub struct Streams {
     next: u64,
     /// Streams that can go on without an event.
     unfinished: BTreeSet<u64>,
+    traffic: Traffic,
 }
 
 impl Streams {
@@ -210,7 +212,18 @@ impl Streams {
             all: BTreeMap::new(),
             next: 0,
             unfinished: BTreeSet::new(),
+            traffic: Traffic::default(),
         }
+    }
+
+    /// What TCP connections have carried.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// Counts from nothing on.
+    pub fn forget_traffic(&mut self) {
+        self.traffic = Traffic::default();
     }
 
     /// Takes the streams that have arrived.
@@ -246,7 +259,7 @@ impl Streams {
     /// Works on a stream that an event came for; one that is gone meanwhile is no error.
     pub fn advance(&mut self, id: u64, end: End, events: EventFlags, reactor: &Reactor) -> Option<Notice> {
         let stream = self.all.get_mut(&id)?;
-        match stream.step(id, end, events, reactor) {
+        match stream.step(id, end, events, reactor, &mut self.traffic) {
             Step::Wait => None,
             Step::Again => {
                 self.unfinished.insert(id);
@@ -422,7 +435,14 @@ impl Default for Streams {
 }
 
 impl Stream {
-    fn step(&mut self, id: u64, end: End, events: EventFlags, reactor: &Reactor) -> Step {
+    fn step(
+        &mut self,
+        id: u64,
+        end: End,
+        events: EventFlags,
+        reactor: &Reactor,
+        traffic: &mut Traffic,
+    ) -> Step {
         match &mut self.state {
             State::Header { bytes, filled } => read_header(id, &self.host, bytes, filled),
             // Nobody waits on the other side any more.
@@ -457,7 +477,7 @@ impl Stream {
                     Ok(Turn::Ended) | Err(_) => Step::Close(Some(ended)),
                 }
             }
-            State::Tcp(tcp) => match tcp.turn(&self.host, end, events, |socket| {
+            State::Tcp(tcp) => match tcp.turn(&self.host, end, events, traffic, |socket| {
                 reactor.add(
                     socket,
                     Token::Stream {

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Version of these messages. The supervisor refuses an agent that says another.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// Most bytes of a frame to the agent (the environment and the engine's files are in it).
 pub const TO_AGENT_BYTES: usize = 2 << 20;
@@ -75,6 +75,8 @@ pub enum ToAgent {
         /// Nanoseconds; negative when it is ahead.
         ns: i64,
     },
+    /// How much has gone through forwarded ports? Answered by [`FromAgent::Traffic`].
+    Traffic,
     /// Send a signal to a process of the sandbox. Unanswered; a process that is gone is no error.
     Signal {
         /// The process; 0 is the first.
@@ -121,6 +123,8 @@ pub enum FromAgent {
         /// `CLOCK_REALTIME` in nanoseconds since 1970.
         realtime_ns: u64,
     },
+    /// Answer to [`ToAgent::Traffic`].
+    Traffic(Traffic),
     /// The exec of a process succeeded.
     Started {
         /// The process; 0 is the first.
@@ -223,6 +227,15 @@ pub struct WakeSpec {
     pub seed: [u8; 32],
     /// For a guest that was saved while a sandbox ran in it: who that sandbox is now.
     pub identity: Option<Identity>,
+}
+
+/// What forwarded ports have carried since the sandbox was started, or copied from another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Bytes that the sandbox has received.
+    pub received: u64,
+    /// Bytes that it has sent.
+    pub sent: u64,
 }
 
 /// What tells a sandbox from the one that it is a copy of.

@@ -44,6 +44,7 @@ pub const SHARED: &[Test] = &tests_in_containers! {
         ports::a_stalled_reader_stalls_nobody_else,
         ports::every_form_of_publishing_is_understood,
         ports::a_port_is_free_again_after_stop,
+        ports::what_ports_have_carried_is_counted,
         logs::logs_keep_streams_order_and_time,
         logs::following_ends_with_the_sandbox,
         logs::a_lot_of_output_is_logged_whole,

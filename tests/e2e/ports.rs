@@ -25,7 +25,8 @@ tests! {
         a_server_may_close_its_half_first,
         a_stalled_reader_stalls_nobody_else,
         every_form_of_publishing_is_understood,
-        a_port_is_free_again_after_stop;
+        a_port_is_free_again_after_stop,
+        what_ports_have_carried_is_counted;
 }
 
 /// Bytes of a large transfer. A guest kernel that KVM interprets copies some 3 MB/s.
@@ -215,6 +216,34 @@ pub(crate) fn a_port_is_free_again_after_stop() {
         assert!(Instant::now() < deadline, "it does not serve after start");
         thread::yield_now();
     }
+}
+
+pub(crate) fn what_ports_have_carried_is_counted() {
+    let brig = Brig::new();
+    let address = brig.welcome("server", &[]);
+    let carried = || {
+        let format = ["stats", "--no-stream", "--format", "{{.NetIO}}", "server"];
+        brig.ok(&format).trim().to_owned()
+    };
+    assert_eq!(carried(), "0B / 0B");
+    for _ in 0..3 {
+        let answer = http::get(address, "/bytes/100000").unwrap();
+        assert_eq!(answer.body.len(), 100_000);
+    }
+    let mut stream = http::connect(address).unwrap();
+    write!(
+        stream,
+        "POST /sha256 HTTP/1.1\r\nContent-Length: 50000\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    stream.write_all(&expected(50_000)).unwrap();
+    assert_eq!(http::read_answer(&mut stream).unwrap().status, 200);
+    // With the heads of three requests and one, and of four answers.
+    let carried = carried();
+    let (received, sent) = carried.split_once(" / ").unwrap();
+    let kilobytes = |size: &str| size.strip_suffix("kB").unwrap().parse::<f64>().unwrap();
+    assert!((50.1..52.0).contains(&kilobytes(received)), "{carried}");
+    assert!((300.1..303.0).contains(&kilobytes(sent)), "{carried}");
 }
 
 fn expected(size: usize) -> Vec<u8> {

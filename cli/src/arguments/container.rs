@@ -74,7 +74,7 @@ pub enum Container {
     Run(Box<Run>),
     /// Start stopped sandboxes
     Start(Start),
-    /// Show what sandboxes take: CPU, memory, disk
+    /// Show what sandboxes take: CPU, memory, network, disk
     Stats(Stats),
     /// Stop sandboxes: send the stop signal, and SIGKILL when that is not enough
     Stop(Stop),

@@ -141,7 +141,7 @@ impl Meters {
                 self.0.insert(id.clone(), Known { meter, last, before });
             }
             if let Some(known) = self.0.get_mut(id) {
-                match timeout(PATIENCE, known.meter.measure()).await {
+                match timeout(PATIENCE, known.meter.measure(engine)).await {
                     Ok(Ok(measured)) => {
                         known.before = known.last.take().map(|last| last.sample);
                         known.last = Some(measured);
@@ -186,7 +186,7 @@ fn row(sandbox: &Sandbox, known: Option<(&Measured, Option<&Sample>)>, whole: bo
             |sample| format!("{} / {}", text::binary_size(sample.memory), text::binary_size(sample.memory_limit)),
         ),
         "MemPerc": sample.as_ref().map_or_else(unknown, |sample| format!("{:.2}%", part(sample))),
-        "NetIO": pair(sample.and_then(|sample| sample.network)),
+        "NetIO": pair(known.and_then(|(measured, _)| measured.traffic).map(|traffic| (traffic.received, traffic.sent))),
         "BlockIO": pair(sample.and_then(|sample| sample.read.zip(sample.written))),
         "PIDs": known
             .and_then(|(measured, _)| measured.threads)

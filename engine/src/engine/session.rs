@@ -190,9 +190,12 @@ impl SessionOutput {
             Reply::Ended { code } => Ok(Message::Ended(code)),
             Reply::Exited(exit) => Ok(Message::Exited(exit)),
             Reply::Failed { code, message } => Err(self.failed(code, message).await),
-            Reply::Notice(_) | Reply::Started | Reply::ExecStarted { .. } | Reply::Done | Reply::Saved(_) => {
-                Err(Error::SupervisorLost(self.id.clone()))
-            }
+            Reply::Notice(_)
+            | Reply::Started
+            | Reply::ExecStarted { .. }
+            | Reply::Done
+            | Reply::Saved(_)
+            | Reply::Traffic(_) => Err(Error::SupervisorLost(self.id.clone())),
         }
     }
 

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::{Engine, Message, Session};
 use crate::{
     Error, Isolation,
-    control::Request,
+    control::{Reply, Request, Traffic},
     error::one_line,
     sandbox::Sandbox,
     stats::{self, Sample},
@@ -81,6 +81,8 @@ pub struct Measured {
     pub sample: Sample,
     /// Processes and threads, where that is known.
     pub threads: Option<u64>,
+    /// What has gone through published ports, where that is known.
+    pub traffic: Option<Traffic>,
 }
 
 impl Meter {
@@ -93,7 +95,7 @@ impl Meter {
     ///
     /// # Errors
     /// [`Error::NotRunning`] when the sandbox has ended.
-    pub async fn measure(&mut self) -> Result<Measured, Error> {
+    pub async fn measure(&mut self, engine: &Engine) -> Result<Measured, Error> {
         let sample = stats::sample(&self.sandbox)?;
         let threads = match &mut self.inside {
             None => sample.threads,
@@ -103,7 +105,15 @@ impl Meter {
                 Some(usage.threads)
             }
         };
-        Ok(Measured { sample, threads })
+        let traffic = match engine.ask(self.sandbox.id(), &Request::Traffic).await? {
+            Some(Reply::Traffic(traffic)) => Some(traffic),
+            _ => None,
+        };
+        Ok(Measured {
+            sample,
+            threads,
+            traffic,
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use tokio::{
     io::AsyncWriteExt,
     net::UnixStream,
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::{Instant, sleep_until, timeout},
 };
@@ -268,6 +268,8 @@ impl<'a> Life<'a> {
         let mut deadlines = Deadlines::default();
         let mut pause = Pause::new(self.config, self.directory);
         let mut time = Timekeeper::new(self.config);
+        // Who waits for the agent's next answer about its ports.
+        let mut curious = Vec::new();
         loop {
             tokio::select! {
                 // An agent that talks without end must not keep an order from being heard, and its last word comes
@@ -302,6 +304,9 @@ impl<'a> Life<'a> {
                     Order::CopyDisk { done, .. } if pause.is_on() => {
                         let _ = done.send(Err(PAUSED.to_owned()));
                     }
+                    Order::Traffic { done } if pause.holds_agent() => {
+                        let _ = done.send(Err(PAUSED.to_owned()));
+                    }
                     Order::Exec(order) if pause.is_on() => order.refuse(PAUSED),
                     Order::Save { workspace, done } => {
                         // Other orders wait: none of them could be carried out now.
@@ -334,6 +339,12 @@ impl<'a> Life<'a> {
                             }
                         }
                     }
+                    Order::Traffic { done } => {
+                        // Some have given up waiting.
+                        curious.retain(|done: &oneshot::Sender<_>| !done.is_closed());
+                        curious.push(done);
+                        tell(guest, &ToAgent::Traffic).await;
+                    }
                     Order::Exec(order) => self.execs.begin(guest, self.config, order).await,
                     Order::SignalProcess { process, signal } => {
                         tell(guest, &ToAgent::Signal { process, signal }).await;
@@ -359,6 +370,11 @@ impl<'a> Life<'a> {
                     Ok(message @ FromAgent::Clock { .. }) => {
                         if let Some(told) = time.heed(&message) {
                             tell(guest, &told).await;
+                        }
+                    }
+                    Ok(FromAgent::Traffic(traffic)) => {
+                        for done in curious.drain(..) {
+                            let _ = done.send(Ok(traffic));
                         }
                     }
                     // What is of no use to anybody does no harm.
@@ -465,6 +481,7 @@ async fn given_up(orders: &mut mpsc::Receiver<Order>) -> (bool, Ender) {
             | Order::Pause { .. }
             | Order::Save { .. }
             | Order::CopyDisk { .. }
+            | Order::Traffic { .. }
             | Order::Exec(_)
             | Order::SignalProcess { .. }
             | Order::Resize { .. } => {}

@@ -46,7 +46,7 @@ use std::{
     time::Duration,
 };
 
-use brig_protocol::spec::WindowSize;
+use brig_protocol::{agent::Traffic, spec::WindowSize};
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
@@ -122,6 +122,11 @@ enum Order {
         workspace: String,
         /// Takes the answer: what is wrong is one line.
         done: oneshot::Sender<Result<(), String>>,
+    },
+    /// Tell what has gone through published ports. Dropping `done` says that this is no time for it.
+    Traffic {
+        /// Takes the answer: what is wrong is one line.
+        done: oneshot::Sender<Result<Traffic, String>>,
     },
     /// Start another process.
     Exec(ExecOrder),

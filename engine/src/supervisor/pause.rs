@@ -83,6 +83,11 @@ impl<'a> Pause<'a> {
         Ok(done)
     }
 
+    /// Whether the agent stands still too, as all of a guest does.
+    pub fn holds_agent(&self) -> bool {
+        self.is_on && self.config.isolation == Isolation::Vm
+    }
+
     /// Lets it go on, if it stands still: it is to hear a signal.
     pub async fn end(&mut self, guest: &mut Guest) {
         if self.is_on {

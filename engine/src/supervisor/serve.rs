@@ -30,6 +30,9 @@ const STDIN_PIECES: usize = 4;
 /// Most connections at a time. They come from the user's own processes.
 const CONNECTIONS: usize = 256;
 
+/// How long an agent may take to answer a question.
+const AGENT_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How long to rest when the process has run out of descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -317,6 +320,10 @@ impl Service {
                     self.copy_disk(workspace, write.as_mut()).await;
                     continue;
                 }
+                Request::Traffic => {
+                    self.traffic(write.as_mut()).await;
+                    continue;
+                }
                 Request::Attach => {
                     let Some(write) = write.take() else { break };
                     let replies = self.clone().replies(write, false, Some(self.0.output.attach()));
@@ -371,6 +378,17 @@ impl Service {
         let (done, answer) = oneshot::channel();
         let _ = self.0.orders.send(Order::CopyDisk { workspace, done }).await;
         reply_when_done(answer, |()| Reply::Done, write).await;
+    }
+
+    async fn traffic(&self, write: Option<&mut OwnedWriteHalf>) {
+        let (done, answer) = oneshot::channel();
+        let _ = self.0.orders.send(Order::Traffic { done }).await;
+        // A guest that does not answer must not keep connections for ever.
+        let answer = async {
+            let answer = tokio::time::timeout(AGENT_PATIENCE, answer).await;
+            answer.unwrap_or_else(|_| Ok(Err("its agent does not answer".to_owned())))
+        };
+        reply_when_done(answer, Reply::Traffic, write).await;
     }
 
     async fn feed_stdin(&self, bytes: Vec<u8>) {
@@ -445,7 +463,7 @@ impl Service {
 
 /// Waits for what the life of the guest says of an order, and tells the client.
 async fn reply_when_done<T>(
-    answer: oneshot::Receiver<Result<T, String>>,
+    answer: impl Future<Output = Result<Result<T, String>, oneshot::error::RecvError>>,
     good: impl FnOnce(T) -> Reply,
     write: Option<&mut OwnedWriteHalf>,
 ) {

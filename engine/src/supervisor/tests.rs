@@ -637,6 +637,44 @@ fn a_port_in_use_fails_the_start_before_there_is_a_guest() {
 }
 
 #[test]
+fn an_answer_about_ports_is_for_all_who_wait_and_nobody_waits_for_ever() {
+    let bench = Bench::new(|_| {});
+    let traffic = Traffic {
+        received: 5,
+        sent: u64::MAX,
+    };
+    bench.run(
+        move |mut guest| {
+            let streams = guest.start();
+            // Nobody has asked.
+            guest.say(&FromAgent::Traffic(Traffic::default()));
+            assert_eq!(guest.hear(), Some(ToAgent::Traffic));
+            assert_eq!(guest.hear(), Some(ToAgent::Traffic));
+            guest.say(&FromAgent::Traffic(traffic));
+            assert_eq!(guest.hear(), Some(ToAgent::Traffic));
+            guest.wait_for_end();
+            drop(streams);
+        },
+        async |mut client| {
+            client.start(false).await;
+            let [mut one, mut other] = [bench.connect().await, bench.connect().await];
+            one.ask(Request::Traffic).await;
+            other.ask(Request::Traffic).await;
+            assert_eq!(one.hear().await, Reply::Traffic(traffic));
+            assert_eq!(other.hear().await, Reply::Traffic(traffic));
+            // The same connection asks again.
+            one.ask(Request::Traffic).await;
+            let silent = one.hear().await;
+            assert!(
+                matches!(&silent, Reply::Failed { message, .. } if message.contains("does not answer")),
+                "{silent:?}"
+            );
+            other.ask(Request::Kill).await;
+        },
+    );
+}
+
+#[test]
 fn an_accepted_connection_is_handed_to_the_vmm_as_it_is() {
     let bench = Bench::new(|config| config.ports = crate::port::parse("127.0.0.1::80").unwrap());
     let echoed = Arc::new(Mutex::new(Vec::new()));

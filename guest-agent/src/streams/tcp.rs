@@ -8,6 +8,7 @@ use std::{
 };
 
 use brig_launcher::network;
+use brig_protocol::agent::Traffic;
 use rustix::{
     event::epoll::EventFlags,
     io::Errno,
@@ -63,8 +64,8 @@ impl Tcp {
         &self.socket
     }
 
-    /// Does what an event has made possible. An end of one direction is passed on and leaves the other open. `watch` is
-    /// called with a socket that replaces the present one.
+    /// Does what an event has made possible, and adds what has moved to `traffic`. An end of one direction is passed on and
+    /// leaves the other open. `watch` is called with a socket that replaces the present one.
     ///
     /// # Errors
     /// The connection could not be made.
@@ -73,13 +74,14 @@ impl Tcp {
         host: &OwnedFd,
         end: End,
         events: EventFlags,
+        traffic: &mut Traffic,
         watch: impl FnOnce(&OwnedFd) -> io::Result<()>,
     ) -> io::Result<Turn> {
         if let Phase::Connecting { port, has_second } = self.phase {
             return match is_connected(&self.socket) {
                 Ok(true) => {
                     self.open()?;
-                    Ok(self.relay(host, true, true))
+                    Ok(self.relay(host, true, true, traffic))
                 }
                 Ok(false) => Ok(Turn::Blocked),
                 Err(error) if !has_second => Err(error),
@@ -99,8 +101,8 @@ impl Tcp {
         // An end that has become writable lets the relay go on that waits for it.
         let (inward_waits, outward_waits) = self.waiting_for_sinks();
         Ok(match end {
-            End::Host => self.relay(host, readable, outward_waits),
-            End::Sandbox => self.relay(host, inward_waits, readable),
+            End::Host => self.relay(host, readable, outward_waits, traffic),
+            End::Sandbox => self.relay(host, inward_waits, readable, traffic),
         })
     }
 
@@ -125,14 +127,22 @@ impl Tcp {
     }
 
     /// Gives the directions that are asked for a turn.
-    fn relay(&mut self, host: &OwnedFd, turn_inward: bool, turn_outward: bool) -> Turn {
+    fn relay(
+        &mut self,
+        host: &OwnedFd,
+        turn_inward: bool,
+        turn_outward: bool,
+        traffic: &mut Traffic,
+    ) -> Turn {
         let Phase::Open { inward, outward } = &mut self.phase else {
             return Turn::Blocked;
         };
         let mut unfinished = false;
         let mut sink_is_gone = false;
         if turn_inward && let Some(relay) = inward {
-            match relay.turn(host, &self.socket) {
+            let turn = relay.turn(host, &self.socket);
+            traffic.received += relay.take_moved();
+            match turn {
                 Ok(Turn::Blocked) => {}
                 Ok(Turn::Unfinished) => unfinished = true,
                 Ok(Turn::Ended) => {
@@ -150,7 +160,9 @@ impl Tcp {
         if (turn_outward || sink_is_gone)
             && let Some(relay) = outward
         {
-            match relay.turn(&self.socket, host) {
+            let turn = relay.turn(&self.socket, host);
+            traffic.sent += relay.take_moved();
+            match turn {
                 Ok(Turn::Blocked) => {}
                 Ok(Turn::Unfinished) => unfinished = true,
                 Ok(Turn::Ended) => {
