@@ -230,7 +230,9 @@ impl Packer {
         }
         if found.is_dir() {
             let merged = below.as_ref().filter(|(_, found)| found.is_dir());
-            let is_new = self.what == Pack::Files || merged.is_none();
+            // One that is not in the image and leads to what the engine puts there is the engine's as well.
+            let is_engines = below.is_none() && self.leads_to_hidden(path);
+            let is_new = self.what == Pack::Files || merged.is_none() && !is_engines;
             self.pending.push((path.to_owned(), found.clone()));
             if is_new || merged.is_some_and(|(_, below)| differs(&found, below)) {
                 self.flush_pending(!is_new || below.is_some())?;
@@ -250,6 +252,10 @@ impl Packer {
             Pack::Changes => self.change(if below.is_some() { b'C' } else { b'A' }, path),
             _ => self.file(path, &found),
         }
+    }
+
+    fn leads_to_hidden(&self, path: &Path) -> bool {
+        self.hidden.iter().any(|hidden| hidden.starts_with(path))
     }
 
     /// A name that was removed.
