@@ -13,7 +13,7 @@ use tempfile::NamedTempFile;
 
 use crate::{
     bad_input, crash, exec, files, habits, image_store, images, layers, lifecycle, logs, options, policies,
-    ports, process, servers, terminals, volumes, watch,
+    ports, process, servers, terminals, tours, volumes, watch,
 };
 
 /// Tests of other files, in containers.
@@ -75,12 +75,15 @@ pub const SHARED: &[Test] = &tests_in_containers! {
         layers::a_sandbox_sees_what_the_layers_make_together,
         process::options_of_run_reach_the_process,
         servers::busyboxs_web_server_serves_a_directory,
+        tours::the_welcome_image_is_run_listed_looked_into_and_stopped,
         volumes::a_volume_outlives_its_sandboxes,
         volumes::an_image_has_the_volumes_that_it_wants;
     Need::ContainersAndServer { image: "nginx", client: "curl" } =>
         servers::nginx_serves_with_its_stock_configuration;
     Need::ContainersAndServer { image: "redis", client: "redis-cli" } =>
         servers::redis_keeps_what_redis_cli_tells_it;
+    Need::ContainersAndServer { image: "redis", client: "sh" } =>
+        tours::redis_is_asked_at_a_terminal_and_its_image_removed;
     Need::ContainersAndServer { image: "python", client: "python3" } =>
         servers::python_answers_a_python_script;
     Need::ContainersAndServer { image: "node", client: "curl" } =>

@@ -34,6 +34,7 @@ mod servers;
 mod settings;
 mod start_time;
 mod terminals;
+mod tours;
 mod volumes;
 mod walls;
 mod watch;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         servers::TESTS,
         settings::TESTS,
         terminals::TESTS,
+        tours::TESTS,
         volumes::TESTS,
         walls::TESTS,
         watch::TESTS,

@@ -254,7 +254,7 @@ fn expected(size: usize) -> Vec<u8> {
 
 /// A port that nobody listens at. Another program may take it meanwhile, which the kernel makes unlikely by handing
 /// out ports at random.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
     listener.local_addr().unwrap().port()
 }
