@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs};
 use brig_engine::{
     CreateOptions, Engine, Isolation, SandboxId,
     device_rate::DeviceRates,
-    engine::{CheckedOptions, Draft, SnapshotOptions},
+    engine::{Draft, SnapshotOptions},
     options::{HostOptions, LogOptions, MountOption, SeccompOption, SecurityOption, limit},
     port::{PORTS_MAX, PortError, PublishedPort},
     sandbox::{Config, health::HealthOptions},
@@ -26,7 +26,7 @@ pub async fn create(engine: &Engine, mut options: Create) -> Result<i32, Failure
     settle(engine, &mut options)?;
     let options = &options;
     // As Docker's command line takes it: whoever attaches first gives the input.
-    let wanted = Wanted::new(engine, options, false)?;
+    let wanted = Wanted::new(options, false)?;
     let cidfile = options.cidfile.as_deref().map(CidFile::create).transpose()?;
     let cold = options.no_template || template::switched_off();
     let mut interrupts = Interrupts::new()?;
@@ -45,7 +45,7 @@ pub async fn create(engine: &Engine, mut options: Create) -> Result<i32, Failure
 /// What the user wants, before anything has been looked up.
 pub(super) enum Wanted {
     /// A sandbox of an image.
-    Image(Box<CheckedOptions>),
+    Image(Box<CreateOptions>),
     /// One that goes on from the snapshot of this name.
     Snapshot(String, SnapshotOptions),
 }
@@ -59,11 +59,10 @@ pub(super) enum Prepared {
 }
 
 impl Wanted {
-    /// Reads and checks the arguments. `detach` says whether nobody will be attached to the sandbox from its start on.
-    pub(super) fn new(engine: &Engine, options: &Create, detach: bool) -> Result<Self, Failure> {
+    /// Reads the arguments. `detach` says whether nobody will be attached to the sandbox from its start on.
+    pub(super) fn new(options: &Create, detach: bool) -> Result<Self, Failure> {
         let Some(snapshot) = &options.snapshot else {
-            let wishes = engine.check(wishes(options, detach)?);
-            return Ok(Self::Image(Box::new(wishes.map_err(Failure::of_run)?)));
+            return Ok(Self::Image(Box::new(wishes(options, detach)?)));
         };
         let wishes = SnapshotOptions {
             name: options.name.clone(),
@@ -89,8 +88,9 @@ impl Wanted {
     ) -> Result<(Prepared, Option<Timing>), Failure> {
         let (image, isolation, prepared) = match self {
             Self::Image(wishes) => {
+                // What is wrong with the options is told before the image is pulled or unpacked, which takes long.
+                let wishes = engine.check(*wishes).map_err(Failure::of_run)?;
                 let image = interrupts.end(registry::image(engine, options)).await??;
-                // What is wrong with the options is told before the image is unpacked, which takes long.
                 let draft = engine.draft(&image, &wishes).map_err(Failure::of_run)?;
                 (image, wishes.isolation(), Prepared::Image(Box::new(draft)))
             }

@@ -51,7 +51,7 @@ pub async fn run(engine: &Engine, mut options: Run, began_ns: u64) -> Result<i32
     let mut interrupts = Interrupts::new()?;
     let isolation = create::settle(engine, &mut options.create)?;
     let making = &options.create;
-    let wanted = Wanted::new(engine, making, options.detach)?;
+    let wanted = Wanted::new(making, options.detach)?;
     // There is no guest that could be a template's.
     let cold = making.no_template || isolation == Isolation::Container || template::switched_off();
     let count = options.timing == Some(TimingDetail::Full);
