@@ -3,9 +3,14 @@
 use std::{path::PathBuf, process, str::FromStr};
 
 use brig_image_store::{MaxImageSize, Platform};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use clap::{
+    Args, CommandFactory, Parser, Subcommand, ValueEnum,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
-/// Exit code for arguments that make no sense, as Docker's.
+use crate::CODE_FAILED;
+
+/// Exit code for options that make no sense, as Docker's.
 const CODE_USAGE: i32 = 125;
 
 /// Images from and to registries
@@ -238,8 +243,16 @@ pub fn exit(error: &clap::Error) -> ! {
         }
         _ => {
             eprintln!("brig: {}", one_line(error, std::env::args().skip(1)));
-            process::exit(CODE_USAGE)
+            process::exit(exit_code(error))
         }
+    }
+}
+
+/// Docker's code of what is wrong with an option, and of what is wrong with the other words.
+fn exit_code(error: &clap::Error) -> i32 {
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if word.starts_with('-') => CODE_USAGE,
+        _ => CODE_FAILED.into(),
     }
 }
 
