@@ -31,9 +31,14 @@ fn count() -> usize {
     wanted("BRIG_TEST_EXECS").unwrap_or(20)
 }
 
-/// MiB that go through exec and through the log: `$BRIG_TEST_STREAM_MIB`, or as many as an emulated KVM moves in a while.
+/// MiB that go through exec and through the log: `$BRIG_TEST_STREAM_MIB`, one number for both or two (`1,1024`), or as many as
+/// an emulated KVM moves in a while.
 fn stream_mib() -> (usize, usize) {
-    wanted("BRIG_TEST_STREAM_MIB").map_or((32, 2), |mib| (mib, mib))
+    let Ok(text) = env::var("BRIG_TEST_STREAM_MIB") else {
+        return (32, 2);
+    };
+    let (exec, logs) = text.split_once(',').unwrap_or((&text, &text));
+    (exec.parse().unwrap(), logs.parse().unwrap())
 }
 
 fn wanted(variable: &str) -> Option<usize> {

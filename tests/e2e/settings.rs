@@ -26,7 +26,7 @@ fn settings_are_kept_and_count_for_new_sandboxes() {
     );
     let line = brig.fails(1, &["config", "set", "isolation", "jail"]);
     assert!(line.contains("\"jail\""), "{line}");
-    assert_eq!(brig.run(&["config", "get", "colour"]).code, 125);
+    assert_eq!(brig.run(&["config", "get", "colour"]).code, 1);
     // An option goes over both, and what is wrong with a setting is told before anything is run.
     std::fs::write(brig.root().join("config.json"), "{\"isolation\": \"jail\"}").unwrap();
     let output = without_variable(&["run", "--rm", "no-such-image"]);
