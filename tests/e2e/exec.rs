@@ -187,7 +187,12 @@ pub(crate) fn a_lot_goes_through_exec_and_logs_and_no_process_grows() {
     let mut line = String::new();
     for number in 1..=lines {
         line.clear();
-        output.read_line(&mut line).unwrap();
+        assert!(
+            output.read_line(&mut line).unwrap() > 0,
+            "the log ends before line {number}: {:?}\n{}",
+            finish(logs),
+            leftovers::describe(&brig, id)
+        );
         assert_eq!(line, format!("{number:063}\n"));
     }
     assert_small(&before, &footprint(&brig, id));

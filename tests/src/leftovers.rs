@@ -69,7 +69,7 @@ pub fn processes_of_sandbox(brig: &Brig, id: &str) -> Vec<Process> {
 }
 
 /// What a sandbox that does not answer is doing, for a test that fails of it: the processor time that each of its threads took in
-/// a while, and the end of its guest kernel's log.
+/// a while, its state, and the end of its guest kernel's log.
 pub fn describe(brig: &Brig, id: &str) -> String {
     let threads = || -> Vec<(String, u64)> {
         let tasks = processes_of_sandbox(brig, id)
@@ -94,6 +94,7 @@ pub fn describe(brig: &Brig, id: &str) -> String {
         format!("{name}: {} ticks", ticks - before.map_or(0, |(_, ticks)| *ticks))
     });
     let mut lines: Vec<_> = took.collect();
+    lines.push(brig.run(&["inspect", "--format", "{{json .State}}", id]).stdout);
     let log = brig.root().join("sandboxes").join(id).join("console.log");
     let log = fs::read_to_string(log).unwrap_or_default();
     let log: Vec<_> = log.lines().collect();
