@@ -1057,12 +1057,11 @@ pub struct SystemPrune {
 /// Prints what is wrong with the arguments (or the help that they ask for) and ends the process as Docker does.
 pub fn exit(error: &clap::Error) -> ! {
     match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            let _ = error.print();
-            process::exit(0)
-        }
-        // `docker` alone is no failure.
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+        // The help is also shown to whoever names no command, which is no failure of `docker` either.
+        ErrorKind::DisplayHelp
+        | ErrorKind::DisplayVersion
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+        | ErrorKind::MissingSubcommand => {
             let _ = error.print();
             process::exit(0)
         }
