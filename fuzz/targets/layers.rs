@@ -79,7 +79,7 @@ fuzz_target!(|input: &[u8]| {
     let mut image = vec![0; unpacked.bytes as usize];
     output.read_exact_at(&mut image, 0).unwrap();
     assert_eq!(structure::check(&image), Ok(unpacked.inodes));
-    if WRITTEN.fetch_add(1, Ordering::Relaxed) % CHECKED_EACH == 0 {
+    if WRITTEN.fetch_add(1, Ordering::Relaxed).is_multiple_of(CHECKED_EACH) {
         fsck(&output, unpacked.bytes);
     }
 });

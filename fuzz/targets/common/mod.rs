@@ -186,7 +186,7 @@ impl<D: VirtioDevice + 'static> Guest<D> {
 
     /// Where the queues of an active device are, and how large.
     pub fn rings(&self) -> Option<Vec<(u64, u64, u64, u16)>> {
-        let device = lock(&*self.device);
+        let mut device = lock(&*self.device);
         let rings = device.queues()?.iter().map(|queue| {
             let state = queue.state();
             (state.desc_table, state.avail_ring, state.used_ring, queue.size())
